@@ -1,0 +1,153 @@
+"""Smoothing rates in closed form: the best one for a known noise, for a matrix, and the lowest that is bounded."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from nls import _checks
+
+# Below this, 1 - c and tr T - 1 count as rounding of zero, also from float32: the labels carry no information.
+NO_INFORMATION = 1e-6
+
+
+def optimal_smooth_rate(
+    noise_rate: float | torch.Tensor, num_classes: int, clean_rate: float = 0.0
+) -> float | torch.Tensor:
+    r"""Return the smoothing rate under symmetric noise that equals a given rate on clean labels.
+
+    .. math:: r_{\mathrm{opt}} = \frac{r^* - c}{1 - c}, \qquad c = \frac{K \epsilon}{K - 1}
+
+    Symmetric noise is itself label smoothing, at rate :math:`c`, and rates compose by
+    :math:`1 - r = (1 - r_1)(1 - r_2)`. So smoothing noisy labels at :math:`r_{\mathrm{opt}}` has the same
+    population risk, for every model, as smoothing clean labels at :math:`r^*`. The sign changes at
+    :math:`\epsilon = r^* (K - 1) / K`: below it the rate is positive, above it negative. This is a statement about
+    the population: from few labels per input, a higher rate estimates the clean posterior better.
+
+    Args:
+        noise_rate: Flip probability :math:`\epsilon \in [0, (K - 1) / K)`, a number or a floating-point tensor.
+        num_classes: Number of classes :math:`K \ge 2`.
+        clean_rate: Rate :math:`r^* \le 1` that is best on clean labels; 0 recovers the clean posterior, by the
+            backward correction :math:`r = -c / (1 - c)`.
+
+    Returns:
+        The rate, a float for a number; for a tensor, float64 of its shape.
+
+    Raises:
+        TypeError: If an argument is not a number of the right kind.
+        ValueError: If an argument is out of range, or :math:`c \ge 1`.
+
+    Examples:
+        >>> round(optimal_smooth_rate(0.4, 10), 4)
+        -0.8
+        >>> round(optimal_smooth_rate(0.4, 10, clean_rate=0.1), 4)
+        -0.62
+        >>> optimal_smooth_rate(torch.tensor([0.0, 0.25]), 2)
+        tensor([ 0., -1.], dtype=torch.float64)
+
+    References:
+        Wei et al., 2022, arXiv:2106.04149, for two classes; Lukasik et al., 2020, arXiv:2003.02819.
+    """
+    num_classes = _checks.integer(num_classes, "num_classes", low=2)
+    clean_rate = _checks.number(clean_rate, "clean_rate", high=1)
+    is_tensor = isinstance(noise_rate, torch.Tensor)
+    if is_tensor:
+        rate = _checks.floating(noise_rate, "noise_rate").double()
+        if not bool(((rate >= 0) & (rate <= 1)).all()):
+            low, high = rate.detach().aminmax()
+            raise ValueError(f"noise_rate must lie in [0, 1], got {float(low):g} to {float(high):g}")
+    else:
+        rate = torch.tensor(_checks.number(noise_rate, "noise_rate", low=0, high=1), dtype=torch.float64)
+    lost = num_classes * rate / (num_classes - 1)
+    if bool((lost > 1 - NO_INFORMATION).any()):
+        raise ValueError(
+            f"noise_rate must be below (K - 1) / K = {(num_classes - 1) / num_classes:.6g} for K = {num_classes}, "
+            f"got {float(rate.detach().max()):.6g}: there labels carry no information, beyond it reversed, "
+            "and no rate up to 1 undoes that"
+        )
+    optimal = (clean_rate - lost) / (1 - lost)
+    return optimal if is_tensor else float(optimal)
+
+
+def frobenius_rate(transition: torch.Tensor) -> tuple[float, float]:
+    r"""Return the one smoothing rate that comes nearest to inverting a transition matrix, and what is left over.
+
+    .. math::
+        1 - r_F = \frac{\operatorname{tr} T - 1}{\|T\|_F^2 - 1}
+        \quad\text{minimises}\quad \|T\,G(r) - I\|_F, \qquad G(r) = (1 - r) I + r\,u 1^\top,
+        \qquad \text{residual} = \frac{\|T\,G(r_F) - I\|_F}{\|I - u 1^\top\|_F}
+
+    For symmetric noise the residual is 0 and the rate is the exact :math:`-c / (1 - c)`. Otherwise the residual is
+    the bias that no single rate removes: 0 is an exact correction, 1 is as far from clean labels as no label at
+    all. The rate need not fall as noise grows, so read it together with the residual.
+
+    Args:
+        transition: Row-stochastic matrix [K, K] with a trace above 1.
+
+    Returns:
+        The rate, below 1, and the residual, in [0, 1).
+
+    Raises:
+        TypeError: If ``transition`` is not a floating-point tensor.
+        ValueError: If it is not row-stochastic, or its trace is at most 1.
+
+    Examples:
+        >>> rate, residual = frobenius_rate(torch.tensor([[0.75, 0.25], [0.25, 0.75]]))
+        >>> round(rate, 4), round(residual, 4)
+        (-1.0, 0.0)
+    """
+    matrix = _checks.transition_matrix(transition)
+    num_classes = len(matrix)
+    signal = float(matrix.trace()) - 1
+    if signal <= NO_INFORMATION:
+        raise ValueError(
+            f"transition must have a trace above 1, got {1 + signal:.6g}: on average over classes the noisy label is "
+            "then no likelier to be right than a uniform guess, and no rate below 1 comes nearer to the clean labels"
+        )
+    scale = signal / (float(matrix.square().sum()) - 1)
+    corrected = scale * matrix + (1 - scale) / num_classes
+    corrected.diagonal().sub_(1)
+    return 1 - scale, float(torch.linalg.matrix_norm(corrected)) / math.sqrt(num_classes - 1)
+
+
+def feasible_rate(posterior: torch.Tensor) -> float:
+    r"""Return the lowest smoothing rate at which the risk on noisy labels is bounded below.
+
+    .. math:: r_{\min} = \frac{-K \mu}{1 - K \mu}, \qquad \mu = \operatorname*{ess\,inf}_{x, k} \tilde\eta_k(x)
+
+    At an input the class weights are :math:`q_k = (1 - r)\tilde\eta_k + r / K`, and the risk there has a minimum,
+    at :math:`p = q`, if and only if every weight is positive. Above :math:`r_{\min}` all are. At
+    :math:`r_{\min}` the weight of a class with :math:`\tilde\eta_k(x) = \mu` is 0: the risk is bounded, but at
+    such an input no finite logits reach its infimum. Below, the risk falls without bound in a model that is free
+    to choose its logits at each input; a limited model may still have a minimum.
+
+    The essential infimum is estimated by the least entry, which a sample can only overstate: the returned rate is
+    at or below that of the distribution, so keep a distance from it. One-hot rows, such as labels that a network
+    memorises, give 0.
+
+    Args:
+        posterior: *Noisy* class probabilities, shape [N, K] or [..., K], at least one row.
+
+    Returns:
+        The rate, at most 0; ``-inf`` if the posterior is uniform everywhere.
+
+    Raises:
+        TypeError: If ``posterior`` is not a floating-point tensor.
+        ValueError: If it is not made of probabilities or has no rows.
+
+    Examples:
+        >>> feasible_rate(torch.tensor([[0.75, 0.25], [0.5, 0.5]]))
+        -1.0
+        >>> feasible_rate(torch.eye(3))
+        0.0
+    """
+    posterior = _checks.probabilities(_checks.tensor(posterior, "posterior").detach(), "posterior")
+    if not posterior.numel():
+        raise ValueError(f"posterior must have at least one row, got {_checks.describe(posterior)}")
+    lowest = posterior.shape[-1] * float(posterior.min())
+    # A uniform posterior reaches 1 only up to the rounding of its dtype.
+    if lowest >= 1 - 16 * torch.finfo(posterior.dtype).eps:
+        return -math.inf
+    # Subtracted from 0.0, for a negated zero would print as -0.0.
+    return 0.0 - lowest / (1 - lowest)
