@@ -1,0 +1,220 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal, ncx2, norm
+
+from nls import generators
+from nls.generators import (
+    RECIPES,
+    draw,
+    ringnorm_posterior,
+    twonorm_posterior,
+    waveform_posterior,
+)
+
+POSTERIORS = {"twonorm": twonorm_posterior, "ringnorm": ringnorm_posterior, "waveform": waveform_posterior}
+NUM_FEATURES = {"twonorm": 20, "ringnorm": 20, "waveform": 21}
+PAIRS = ((0, 1), (0, 2), (1, 2))
+
+
+def wave(number, point):
+    """The textbook's h1, h2, h3 at the points 1 to 21."""
+    shift = (0, -4, 4)[number]
+    return max(6 - abs(point + shift - 11), 0)
+
+
+WAVES = np.array([[wave(number, point) for point in range(1, 22)] for number in range(3)], dtype=float)
+
+
+@pytest.fixture(scope="module")
+def large_samples():
+    return {name: draw(name, 60_000, np.random.default_rng(7)) for name in RECIPES}
+
+
+def exact_ringnorm_error(a):
+    """Bayes error: class 1 wins inside a ball around 4a/3, so both errors are noncentral chi-square tails."""
+    square = 20 * a**2
+    radius = (20 * math.log(2) + square / 6) * 8 / 3
+    narrow_lost = ncx2.sf(radius, 20, square / 9)
+    wide_lost = ncx2.cdf(radius / 4, 20, 16 / 9 * square / 4)
+    return (narrow_lost + wide_lost) / 2
+
+
+def closed_form_waveform(features):
+    """The integral over u is Gaussian: completing the square leaves a difference of normal distribution functions."""
+    parts = []
+    for first, second in PAIRS:
+        step = WAVES[first] - WAVES[second]
+        length = np.linalg.norm(step)
+        rest = features - WAVES[second]
+        centre = rest @ step / length
+        lower, upper = -centre, length - centre
+        flip = lower > 0
+        lower, upper = np.where(flip, -upper, lower), np.where(flip, -lower, upper)
+        log_mass = norm.logcdf(upper) + np.log1p(-np.exp(norm.logcdf(lower) - norm.logcdf(upper)))
+        parts.append(-((rest**2).sum(1) - centre**2) / 2 + log_mass - math.log(length))
+    logits = np.stack(parts, 1)
+    mass = np.exp(logits - logits.max(1, keepdims=True))
+    return mass / mass.sum(1, keepdims=True)
+
+
+def test_the_three_waves_are_the_textbook_ones():
+    np.testing.assert_array_equal(generators._waves(), WAVES)
+    assert WAVES.sum(1).tolist() == [36, 36, 36]
+    assert WAVES.argmax(1).tolist() == [10, 14, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "means", "variances"),
+    [
+        ("twonorm", (2 / math.sqrt(20), -2 / math.sqrt(20)), (1, 1)),
+        ("ringnorm", (0, 2 / math.sqrt(20)), (4, 1)),
+    ],
+)
+def test_normal_posteriors_match_the_densities(name, means, variances):
+    raw = draw(name, 500, np.random.default_rng(3))
+    density = [
+        multivariate_normal(np.full(20, mean), variance).pdf(raw.features)
+        for mean, variance in zip(means, variances, strict=True)
+    ]
+    expected = np.stack(density, 1) / np.sum(density, 0)[:, None]
+    posterior = POSTERIORS[name](torch.from_numpy(raw.features))
+    assert posterior.dtype == torch.float64
+    np.testing.assert_allclose(posterior, expected, rtol=1e-10, atol=1e-12)
+    assert torch.equal(posterior, raw.posterior)
+
+
+def test_waveform_posterior_matches_fine_quadrature():
+    raw = draw("waveform", 25, np.random.default_rng(4))
+    grid = np.linspace(0, 1, 40_001)
+    simpson = np.where(np.arange(len(grid)) % 2, 4.0, 2.0)
+    simpson[[0, -1]] = 1
+    for features, posterior in zip(raw.features, raw.posterior, strict=True):
+        mass = []
+        for first, second in PAIRS:
+            centre = grid[:, None] * WAVES[first] + (1 - grid[:, None]) * WAVES[second]
+            mass.append(simpson @ np.exp(-((features - centre) ** 2).sum(1) / 2))
+        np.testing.assert_allclose(posterior, np.array(mass) / np.sum(mass), rtol=0, atol=1e-10)
+
+
+def test_waveform_posterior_matches_the_closed_form(large_samples):
+    raw = large_samples["waveform"]
+    np.testing.assert_allclose(raw.posterior, closed_form_waveform(raw.features), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_posteriors_are_calibrated(name, large_samples):
+    """In each bin of P(y = k | x) the share of label k is the mean posterior within 4 standard errors."""
+    raw = large_samples[name]
+    posterior = raw.posterior.numpy()
+    checked = 0
+    for label in range(posterior.shape[1]):
+        bins = np.digitize(posterior[:, label], np.linspace(0, 1, 11)[1:-1])
+        for index in range(10):
+            inside = bins == index
+            expected, n = posterior[inside, label], inside.sum()
+            if n < 100:
+                continue
+            error = math.sqrt((expected * (1 - expected)).sum()) / n
+            assert abs((raw.labels[inside] == label).mean() - expected.mean()) < 4 * error
+            checked += 1
+    assert checked >= 16
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("twonorm", norm.cdf(-2)), ("ringnorm", exact_ringnorm_error(2 / math.sqrt(20)))]
+)
+def test_bayes_error_is_the_exact_one(name, error, large_samples):
+    raw = large_samples[name]
+    n = len(raw.labels)
+    measured = (raw.posterior.argmax(1).numpy() != raw.labels).mean()
+    assert abs(measured - error) < 4 * math.sqrt(error * (1 - error) / n)
+    assert (
+        f"Bayes error {100 * error:.2f} %" in raw.description
+        or f"Bayes error of {100 * error:.2f} %" in raw.description
+    )
+
+
+def test_waveform_bayes_error_is_about_14_percent(large_samples):
+    raw = large_samples["waveform"]
+    expected = 1 - raw.posterior.max(1).values.numpy()
+    measured = (raw.posterior.argmax(1).numpy() != raw.labels).mean()
+    standard_error = math.sqrt(0.14 * 0.86 / len(raw.labels))
+    assert abs(measured - expected.mean()) < 4 * standard_error
+    assert abs(expected.mean() - 0.133) < 4 * standard_error
+    assert "Bayes error 13.3 % (published: 14 %)" in raw.description
+
+
+def test_ringnorm_uses_the_constant_whose_error_is_nearer_the_published_one():
+    """The published error is 1.3 %; Monte Carlo and the exact tails agree on both candidates."""
+    generator = np.random.default_rng(11)
+    n, errors = 400_000, {}
+    for numerator in (1, 2):
+        a = numerator / math.sqrt(20)
+        lost = 0
+        for label in (0, 1):
+            x = generator.standard_normal((n // 2, 20)) * (2 - label) + a * label
+            wide_wins = ((x - a) ** 2).sum(1) / 2 - (x**2).sum(1) / 8 > 20 * math.log(2)
+            lost += (wide_wins == bool(label)).sum()
+        errors[numerator] = exact_ringnorm_error(a)
+        assert abs(lost / n - errors[numerator]) < 4 * math.sqrt(errors[numerator] / n)
+    assert abs(errors[2] - 0.013) < abs(errors[1] - 0.013) / 3
+    assert pytest.approx(2 / math.sqrt(20)) == generators._SHIFT
+    description = RECIPES["ringnorm"].description
+    assert f"{100 * errors[2]:.2f} %" in description
+    assert f"{100 * errors[1]:.2f} %" in description
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_samples_have_the_stated_moments(name, large_samples):
+    raw = large_samples[name]
+    n, num_classes = len(raw.labels), len(raw.class_names)
+    share = 1 / num_classes
+    counts = np.bincount(raw.labels, minlength=num_classes)
+    assert np.all(np.abs(counts / n - share) < 4 * math.sqrt(share * (1 - share) / n))
+    for label in range(num_classes):
+        rows = raw.features[raw.labels == label]
+        shift = 2 / math.sqrt(20)
+        if name == "waveform":
+            first, second = (WAVES[wave] for wave in PAIRS[label])
+            mean, variance = (first + second) / 2, 1 + (first - second) ** 2 / 12
+        else:
+            mean = {"twonorm": (shift, -shift), "ringnorm": (0, shift)}[name][label]
+            variance = 4 if (name, label) == ("ringnorm", 0) else 1
+        assert np.all(np.abs(rows.mean(0) - mean) < 5 * np.sqrt(variance / len(rows)))
+        np.testing.assert_allclose(
+            rows.var(0), np.broadcast_to(variance, rows.shape[1]), rtol=5 * math.sqrt(2 / len(rows))
+        )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_draws_depend_on_the_generator_only(name):
+    first, again = (draw(name, 50, np.random.default_rng(5)) for _ in range(2))
+    other = draw(name, 50, np.random.default_rng(6))
+    np.testing.assert_array_equal(first.features, again.features)
+    np.testing.assert_array_equal(first.labels, again.labels)
+    assert not np.array_equal(first.features, other.features)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_posteriors_stay_finite_far_out(name):
+    features = torch.cat([torch.full((1, NUM_FEATURES[name]), value) for value in (-1e6, -50.0, 50.0, 1e6)])
+    posterior = POSTERIORS[name](features)
+    assert posterior.isfinite().all()
+    torch.testing.assert_close(posterior.sum(1), torch.ones(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_posteriors_refuse_other_features(name):
+    posterior, d = POSTERIORS[name], NUM_FEATURES[name]
+    with pytest.raises(ValueError, match=rf"features must have shape \[n, {d}\], got .*\(4, 5\)"):
+        posterior(torch.zeros(4, 5))
+    with pytest.raises(ValueError, match=rf"features must have shape \[n, {d}\]"):
+        posterior(torch.zeros(d))
+    with pytest.raises(TypeError, match="features must be a floating-point tensor"):
+        posterior(torch.zeros(4, d, dtype=torch.int64))
+    with pytest.raises(ValueError, match="features must be finite"):
+        posterior(torch.full((1, d), math.nan))
+    assert posterior(torch.zeros(0, d)).shape == (0, len(RECIPES[name].class_names))
