@@ -1,0 +1,78 @@
+"""Label smoothing under noisy labels: losses, noise models and posterior-entropy analysis."""
+
+from nls.claims import Claim, ClaimError, check_claims, claims_table
+from nls.data import DataCard, Dataset, load_dataset
+from nls.grid import Cell, Grid, run_grid
+from nls.losses import GLSLoss, backward_corrected_loss, forward_corrected_loss, gls_loss, gls_targets
+from nls.noise import (
+    NoiseReport,
+    cifar10_asymmetric_transition,
+    cifar10_pair_transition,
+    draw_noisy_labels,
+    noise_report,
+    pair_transition,
+    symmetric_transition,
+)
+from nls.posterior import (
+    entropy,
+    expected_calibration_error,
+    gls_posterior,
+    js_divergence,
+    kl_divergence,
+    margin,
+    mutual_information,
+    noisy_posterior,
+    output_map,
+)
+from nls.rates import feasible_rate, frobenius_rate, optimal_smooth_rate
+from nls.stats import Interval, mean_interval, paired_interval, select_by_validation, tied_levels
+from nls.store import load_results, save_results
+from nls.training import fit_stack, seeded_generator
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cell",
+    "Claim",
+    "ClaimError",
+    "DataCard",
+    "Dataset",
+    "GLSLoss",
+    "Grid",
+    "Interval",
+    "NoiseReport",
+    "backward_corrected_loss",
+    "check_claims",
+    "cifar10_asymmetric_transition",
+    "cifar10_pair_transition",
+    "claims_table",
+    "draw_noisy_labels",
+    "entropy",
+    "expected_calibration_error",
+    "feasible_rate",
+    "fit_stack",
+    "forward_corrected_loss",
+    "frobenius_rate",
+    "gls_loss",
+    "gls_posterior",
+    "gls_targets",
+    "js_divergence",
+    "kl_divergence",
+    "load_dataset",
+    "load_results",
+    "margin",
+    "mean_interval",
+    "mutual_information",
+    "noise_report",
+    "noisy_posterior",
+    "optimal_smooth_rate",
+    "output_map",
+    "pair_transition",
+    "paired_interval",
+    "run_grid",
+    "save_results",
+    "seeded_generator",
+    "select_by_validation",
+    "symmetric_transition",
+    "tied_levels",
+]

@@ -1,0 +1,284 @@
+"""The theme and the figures: arrays and tables in, Axes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+from nls.stats import Interval, mean_interval
+
+REGIME_COLORS = {"LS": "#b3560c", "CE": "#333333", "NLS": "#0b6fa4"}
+"""Positive rate, plain cross entropy, negative rate: distinct in hue and, in a grey print, in lightness."""
+
+REGIME_MARKERS = {"LS": "s", "CE": "o", "NLS": "^"}
+
+
+def set_theme() -> None:
+    """Set the book's look: white ground, so that a figure reads the same on a light and on a dark page.
+
+    Examples:
+        >>> set_theme()
+        >>> mpl.rcParams["axes.spines.top"]
+        False
+    """
+    sns.set_theme(
+        style="ticks",
+        font="DejaVu Sans",
+        rc={
+            "figure.dpi": 130,
+            "savefig.dpi": 130,
+            "figure.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 10.5,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.labelsize": 10,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "legend.fontsize": 9,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+            "lines.markersize": 4.5,
+            "axes.grid": True,
+            "axes.grid.axis": "y",
+            "grid.color": "#e6e6e6",
+            "svg.hashsalt": "nls",
+        },
+    )
+
+
+def regime(smooth_rate: float) -> str:
+    """Return ``"LS"``, ``"CE"`` or ``"NLS"`` for a positive, zero or negative rate.
+
+    Examples:
+        >>> regime(0.2), regime(0.0), regime(-4.0)
+        ('LS', 'CE', 'NLS')
+    """
+    return "LS" if smooth_rate > 0 else "NLS" if smooth_rate < 0 else "CE"
+
+
+def noise_colors(noise_rates: Sequence[float]) -> dict[float, tuple]:
+    """Return one colour for each noise rate, darker as the noise grows.
+
+    Examples:
+        >>> sorted(noise_colors([0.0, 0.4]))
+        [0.0, 0.4]
+    """
+    shades = sns.color_palette("flare", len(noise_rates))
+    return dict(zip(sorted(noise_rates), shades, strict=True))
+
+
+def format_rate(rate: float) -> str:
+    """Return a rate as an axis label: no trailing zeros, a real minus sign.
+
+    Examples:
+        >>> format_rate(0.4), format_rate(0.0), format_rate(-8.0) == chr(0x2212) + "8"
+        ('0.4', '0', True)
+    """
+    return f"{rate:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def rate_axis(ax: Axes, rates: Sequence[float], *, label: str = "smooth rate r") -> dict[float, int]:
+    """Make x an ordinal axis of rates, rising to the right, with the positive side shaded.
+
+    Args:
+        ax: Where to draw.
+        rates: The rates of the grid, in any order.
+        label: The axis label.
+
+    Returns:
+        The position of each rate.
+    """
+    places = {rate: i for i, rate in enumerate(sorted(rates))}
+    ax.set_xticks(list(places.values()), [format_rate(rate) for rate in places], rotation=60)
+    ax.set_xlim(-0.5, len(places) - 0.5)
+    first_positive = min((place for rate, place in places.items() if rate > 0), default=len(places))
+    ax.axvspan(first_positive - 0.5, len(places) - 0.5, color=REGIME_COLORS["LS"], alpha=0.07, lw=0, zorder=0)
+    if 0.0 in places:
+        ax.axvline(places[0.0], color=REGIME_COLORS["CE"], lw=0.8, ls=":", zorder=1)
+    ax.set_xlabel(label)
+    return places
+
+
+def plot_by_rate(ax: Axes, table: pd.DataFrame, value: str, *, test_ratio: float = 0.0, star: bool = True) -> Axes:
+    """Draw the mean of ``value`` against the rate, one line for each noise rate, with 95 % intervals over seeds.
+
+    Args:
+        ax: Where to draw.
+        table: Rows of one data set from :func:`nls.run_grid`.
+        value: The column to draw, such as ``"accuracy_last"``.
+        test_ratio: See :func:`nls.stats.mean_interval`.
+        star: Whether to mark the best mean of each line.
+
+    Returns:
+        ``ax``.
+    """
+    places = rate_axis(ax, table["smooth_rate"].unique())
+    colors = noise_colors(table["noise_rate"].unique())
+    for noise, rows in table.groupby("noise_rate"):
+        groups = rows.dropna(subset=[value]).groupby("smooth_rate")[value]
+        curve = {rate: mean_interval(values, test_ratio=test_ratio) for rate, values in groups}
+        x, mean = [places[rate] for rate in curve], np.array([i.mean for i in curve.values()])
+        ax.plot(x, mean, color=colors[noise], marker="o", ms=3.2, label=f"{noise:g}")
+        ax.fill_between(
+            x, [i.low for i in curve.values()], [i.high for i in curve.values()], color=colors[noise], alpha=0.18, lw=0
+        )
+        if star:
+            best = int(mean.argmax())
+            ax.plot(x[best], mean[best], "*", color=colors[noise], ms=12, mec="white", mew=0.8, zorder=4)
+    return ax
+
+
+def plot_intervals(ax: Axes, effects: Mapping[str, Interval], colors: Sequence[str] | None = None) -> Axes:
+    """Draw one interval a line, top to bottom, with a line at zero; a single run is grey and hollow.
+
+    Args:
+        ax: Where to draw.
+        effects: Label to interval.
+        colors: One colour for each; grey by default.
+
+    Returns:
+        ``ax``.
+    """
+    colors = colors or ["#333333"] * len(effects)
+    for i, (effect, color) in enumerate(zip(effects.values(), colors, strict=True)):
+        if effect.n == 1:
+            ax.plot(effect.mean, i, "o", color="#999999", mfc="white")
+            continue
+        ax.plot([effect.low, effect.high], [i, i], color=color, lw=2.2, solid_capstyle="round")
+        clear = effect.above_zero or effect.below_zero
+        ax.plot(effect.mean, i, "o", color=color, mfc=color if clear else "white", ms=6)
+    ax.axvline(0, color="#333333", lw=0.9)
+    ax.set_yticks(range(len(effects)), list(effects))
+    ax.set_ylim(len(effects) - 0.5, -0.5)
+    ax.grid(axis="x")
+    ax.grid(axis="y", visible=False)
+    return ax
+
+
+def plot_heat(
+    ax: Axes,
+    frame: pd.DataFrame,
+    *,
+    fmt: str = ".3f",
+    best: bool = True,
+    cmap: str = "crest",
+    vmin: float | None = None,
+    vmax: float | None = None,
+) -> Axes:
+    """Draw a table of rates by noise as numbers on colours, the best of each column in a box.
+
+    Args:
+        ax: Where to draw.
+        frame: Index of smooth rates, columns of noise rates; drawn with the largest rate on top.
+        fmt: Format of the numbers.
+        best: Whether to box the largest value of each column.
+        cmap: Name of a colour map.
+        vmin: Value of the first colour.
+        vmax: Value of the last colour.
+
+    Returns:
+        ``ax``.
+    """
+    frame = frame.sort_index(ascending=False)
+    sns.heatmap(
+        frame,
+        ax=ax,
+        annot=True,
+        fmt=fmt,
+        cmap=cmap,
+        cbar=False,
+        annot_kws={"size": 8},
+        vmin=vmin,
+        vmax=vmax,
+        linewidths=0.5,
+        linecolor="white",
+    )
+    ax.set_yticklabels([format_rate(rate) for rate in frame.index], rotation=0)
+    ax.set(xlabel="noise rate", ylabel="smooth rate r")
+    ax.grid(visible=False)
+    if best:
+        for column, name in enumerate(frame.columns):
+            row = int(frame[name].to_numpy().argmax())
+            ax.add_patch(
+                mpl.patches.Rectangle((column + 0.03, row + 0.04), 0.94, 0.92, fill=False, lw=2, ec=REGIME_COLORS["CE"])
+            )
+    return ax
+
+
+def plot_best_rates(
+    ax: Axes, rates: Sequence[float], best: Mapping[float, tuple[float, list[float]]], theory: Mapping[float, float]
+) -> Axes:
+    """Draw the best rate for each noise rate, the rates tied with it, and the theory's rate as a dashed line.
+
+    Args:
+        ax: Where to draw.
+        rates: The rates of the grid.
+        best: Noise rate to what :func:`nls.stats.tied_levels` returns.
+        theory: Noise rate to rate; placed between the ordinal positions of its neighbours.
+
+    Returns:
+        ``ax``.
+    """
+    places = {rate: i for i, rate in enumerate(sorted(rates))}
+    for noise, (rate, tied) in best.items():
+        ax.plot([noise] * 2, [places[min(tied)], places[max(tied)]], color="#8a8a8a", lw=6, alpha=0.35)
+        ax.plot(noise, places[rate], REGIME_MARKERS[regime(rate)], color=REGIME_COLORS[regime(rate)], ms=7, zorder=3)
+    line = np.interp(list(theory.values()), list(places), list(places.values()))
+    ax.plot(list(theory), line, color="#333333", ls="--", lw=1.4, zorder=2)
+    ax.axhspan(places[0.0] + 0.5, len(places) - 0.5, color=REGIME_COLORS["LS"], alpha=0.07, lw=0)
+    ax.set_yticks(list(places.values()), [format_rate(rate) for rate in places])
+    ax.set(xlabel="noise rate", ylim=(-0.5, len(places) - 0.5))
+    return ax
+
+
+def plot_rules(
+    ax: Axes, table: pd.DataFrame, rates: Sequence[float], rules: Mapping[str, str], *, test_ratio: float = 0.0
+) -> Axes:
+    """Draw test accuracy under each rule for picking the epoch, one line for each rate, with 95 % intervals.
+
+    Args:
+        ax: Where to draw.
+        table: Rows of one data set and one noise rate from :func:`nls.run_grid`.
+        rates: The rates to draw.
+        rules: Rule to its label, in the order of the axis.
+        test_ratio: See :func:`nls.mean_interval`.
+
+    Returns:
+        ``ax``.
+    """
+    for i, rate in enumerate(rates):
+        rows = table[table["smooth_rate"] == rate]
+        points = [mean_interval(rows[f"accuracy_{rule}"].dropna(), test_ratio=test_ratio) for rule in rules]
+        reach = [[p.mean - p.low for p in points], [p.high - p.mean for p in points]]
+        style = {"color": REGIME_COLORS[regime(rate)], "marker": "sovD^"[i % 5], "ls": ["-", "--", "-.", ":"][i % 4]}
+        x = np.arange(len(rules)) + 0.05 * (i - (len(rates) - 1) / 2)
+        ax.errorbar(x, [p.mean for p in points], reach, label=f"r = {format_rate(rate)}", **style)
+    ax.set_xticks(range(len(rules)), list(rules.values()))
+    ax.set_ylabel("test accuracy")
+    return ax
+
+
+def glue(name: str, value: object) -> None:
+    """Store a value under a name, for the prose to show it: ``{glue:text}`name:.2f```.
+
+    Does what MyST-NB's function of this name does, without needing MyST-NB.
+
+    Args:
+        name: Unique in the book; by convention ``chapter:name``.
+        value: A number or a text.
+    """
+    from IPython.display import display
+
+    value = float(value) if isinstance(value, (np.floating, float)) else value
+    prefix = "application/papermill.record/"
+    display(
+        {prefix + "text/plain": repr(value)}, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}
+    )

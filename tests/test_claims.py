@@ -1,0 +1,29 @@
+import pytest
+
+from nls.claims import Claim, ClaimError, check_claims, claims_table
+from nls.stats import Interval
+
+HOLDS = Claim("up", "It rises.", "this book", True, Interval(0.1, 0.05, 0.15, 10), "live")
+FAILS = Claim("down", "It falls.", "this book", False, Interval(0.1, 0.05, 0.15, 10), "live")
+SINGLE = Claim("once", "It happened.", "this book", False, Interval(0.1, float("nan"), float("nan"), 1), "live")
+
+
+def test_claims_that_hold_give_a_table():
+    table = check_claims([HOLDS, SINGLE])
+    assert table["verdict"].tolist() == ["holds", "no verdict"]
+    assert table["effect"][0] == "+0.100 [+0.050, +0.150] (n=10)"
+
+
+def test_a_claim_that_fails_stops_the_page_and_is_named():
+    with pytest.raises(ClaimError, match=r"1 of 2 claims fail\. down: It falls\. Measured: \+0\.100"):
+        check_claims([HOLDS, FAILS])
+    assert claims_table([HOLDS, FAILS])["verdict"].tolist() == ["holds", "fails"]
+
+
+def test_two_claims_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="different names, got up more than once"):
+        claims_table([HOLDS, HOLDS])
+
+
+def test_no_claims_give_an_empty_table_with_its_columns():
+    assert list(claims_table([]).columns) == ["claim", "statement", "source", "effect", "protocol", "verdict"]
