@@ -9,6 +9,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ ENGINE_VERSION = 1
 """Part of every cell's id; raised when the same factors would give other results."""
 
 RULES = ("last", "noisy_validation", "clean_test")
-"""Which epoch is reported: the last, the best noisy validation accuracy, the best clean test accuracy."""
+"""Rules for the epoch to report, which is the last, the best on noisy validation, or the best on the clean test set."""
 
 _TRANSITIONS = {"symmetric": symmetric_transition, "pair": pair_transition}
 _METRICS = ("accuracy", "validation_accuracy", "nll", "nll_mapped", "kl", "kl_mapped", "entropy")
@@ -211,8 +212,15 @@ def run_grid(grid: Grid, *, root: str | Path | None = None, workers: int | None 
     # Longest first, so that no worker is left with a long stack at the end.
     ordered = sorted(stacks.values(), key=lambda cells: -len(cells) * (cells[0].num_examples or 3000) * cells[0].epochs)
     run = joblib.Parallel(n_jobs=min(workers, len(ordered)))
-    rows = [row for rows in run(joblib.delayed(_run_stack)(cells, root) for cells in ordered) for row in rows]
-    table = pd.DataFrame(rows).set_index("id", drop=False).loc[[cell.id for cell in grid]]
+    with warnings.catch_warnings():
+        # joblib replaces a worker that has grown by a large data set, loses nothing by it, and warns.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor", UserWarning)
+        stacks_of_rows = run(joblib.delayed(_run_stack)(cells, root) for cells in ordered)
+    table = (
+        pd.DataFrame([row for rows in stacks_of_rows for row in rows])
+        .set_index("id", drop=False)
+        .loc[[cell.id for cell in grid]]
+    )
     return table.reset_index(drop=True)
 
 

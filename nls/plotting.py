@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from nls.stats import Interval, mean_interval
 
 REGIME_COLORS = {"LS": "#b3560c", "CE": "#333333", "NLS": "#0b6fa4"}
-"""Positive rate, plain cross entropy, negative rate: distinct in hue and, in a grey print, in lightness."""
+"""Colours of a positive rate, of plain cross entropy and of a negative rate, distinct in hue and in lightness."""
 
 REGIME_MARKERS = {"LS": "s", "CE": "o", "NLS": "^"}
 
@@ -180,7 +180,7 @@ def plot_heat(
         frame: Index of smooth rates, columns of noise rates; drawn with the largest rate on top.
         fmt: Format of the numbers.
         best: Whether to box the largest value of each column.
-        cmap: Name of a colour map.
+        cmap: Name of a seaborn palette.
         vmin: Value of the first colour.
         vmax: Value of the last colour.
 
@@ -193,7 +193,7 @@ def plot_heat(
         ax=ax,
         annot=True,
         fmt=fmt,
-        cmap=cmap,
+        cmap=sns.color_palette(cmap, as_cmap=True),
         cbar=False,
         annot_kws={"size": 8},
         vmin=vmin,
@@ -208,7 +208,7 @@ def plot_heat(
         for column, name in enumerate(frame.columns):
             row = int(frame[name].to_numpy().argmax())
             ax.add_patch(
-                mpl.patches.Rectangle((column + 0.03, row + 0.04), 0.94, 0.92, fill=False, lw=2, ec=REGIME_COLORS["CE"])
+                mpl.patches.Rectangle((column + 0.03, row + 0.04), 0.94, 0.92, fill=False, lw=2.2, ec="#ffb347")
             )
     return ax
 
