@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import yaml
 from bs4 import BeautifulSoup, Tag
 from launch import COLAB
 from parameters import BookError
@@ -35,8 +36,8 @@ def read_toc(source: Path) -> list[str]:
     """
     try:
         toc = parse_toc_yaml(source / "_toc.yml")
-    except (OSError, MalformedError, ValueError) as error:
-        raise BookError(f"{source / '_toc.yml'}: {error}") from None
+    except (OSError, MalformedError, yaml.YAMLError, TypeError, ValueError) as error:
+        raise BookError(f"{source / '_toc.yml'}: not a table of contents: {error}") from None
     return [name.removesuffix(".md").removesuffix(".ipynb") for name in toc]
 
 
@@ -60,6 +61,31 @@ def check_toc(source: Path) -> None:
             findings.append(f"notebooks/{path.name}: not in _toc.yml")
     if findings:
         raise BookError(findings)
+
+
+def read_record(out: Path) -> dict[str, dict]:
+    """Read what the last run left in run.json.
+
+    Args:
+        out: The build folder.
+
+    Returns:
+        Notebook -> its parameters, source hash and times.
+
+    Raises:
+        BookError: If the file is missing or holds anything else.
+    """
+    path = out / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))["notebooks"]
+        if not all("parameters" in entry and entry["cell_seconds"] >= 0 for entry in record.values()):
+            raise ValueError
+    except OSError as error:
+        raise BookError(f"{path}: {error.strerror}") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        start = path.read_bytes()[:40]
+        raise BookError(f"{path}: expected the record of a run, which `make book` writes, got {start!r}") from None
+    return record
 
 
 def _is_external(address: str) -> bool:
@@ -227,8 +253,10 @@ def main(arguments: list[str]) -> int:
     if not (out / "run.json").exists() or not (out / "html").exists():
         print(f"{out}: no finished build; run `make book`", file=sys.stderr)
         return 1
-    record = json.loads((out / "run.json").read_text(encoding="utf-8"))["notebooks"]
-    findings = check(out / "html", out / "stage" / "book", record, [str(Path.cwd()), sys.prefix])
+    try:
+        findings = check(out / "html", out / "stage" / "book", read_record(out), [str(Path.cwd()), sys.prefix])
+    except BookError as error:
+        findings = error.findings
     print("\n".join([*findings, f"{len(findings)} findings"]))
     return 1 if findings else 0
 

@@ -2,6 +2,9 @@
 
 The address is one setting, the environment variable NLS_REPOSITORY_URL. Without it, what GitHub Actions says of
 itself is used; without that too, the book is built with no launch buttons.
+
+A build writes the copies and pushes nothing. The buttons open the branch LAUNCH_BRANCH, so they work once the copies
+have been pushed there; the last line of a build with buttons says so.
 """
 
 import re
@@ -12,7 +15,7 @@ from pathlib import Path
 import nbformat
 from parameters import BookError, read_notebook
 
-LAUNCH_BRANCH = "launch"  # publication pushes the launch copies here, and the Colab buttons open them
+LAUNCH_BRANCH = "launch"  # what the Colab buttons open; you push the launch copies there
 COLAB = "https://colab.research.google.com"
 
 # What a launch copy does first. Colab fetches one commit, so that the code is the one that built the page. --no-deps

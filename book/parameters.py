@@ -23,6 +23,11 @@ class BookError(Exception):
         super().__init__("\n".join(self.findings))
 
 
+def _bad_byte(error: UnicodeDecodeError) -> str:
+    """Say what came where UTF-8 was expected."""
+    return f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+
+
 class _UniqueKeys(yaml.SafeLoader):
     """YAML loader that refuses a key given twice, where PyYAML would keep the last in silence."""
 
@@ -35,6 +40,21 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _read_profile(name, profile, where: str) -> dict[str, dict]:
+    """Return notebook -> parameter -> value of one profile; a notebook or a list left empty has no values."""
+    if not isinstance(name, str):
+        raise BookError(f"{where}: profile {name!r}: expected a name that is text, got {type(name).__name__}")
+    if not isinstance(profile, dict) or set(profile) != {"description", "notebooks"}:
+        raise BookError(f"{where}: profile {name}: expected the keys description and notebooks, got {profile!r}")
+    notebooks = {} if profile["notebooks"] is None else profile["notebooks"]
+    if not isinstance(notebooks, dict):
+        raise BookError(f"{where}: profile {name}, notebooks: expected notebook: parameters, got {notebooks!r}")
+    for stem, values in notebooks.items():
+        if not isinstance(values, dict | None):
+            raise BookError(f"{where}: profile {name}, {stem}: expected parameter: value, got {values!r}")
+    return {stem: values or {} for stem, values in notebooks.items()}
+
+
 def read_profiles(path: Path) -> dict[str, dict[str, dict]]:
     """Read profiles.yml.
 
@@ -45,27 +65,20 @@ def read_profiles(path: Path) -> dict[str, dict[str, dict]]:
         Profile -> notebook (its name without .ipynb) -> parameter -> value.
 
     Raises:
-        BookError: If the file is missing, is no YAML, repeats a key or has another layout.
+        BookError: If the file is missing, is no YAML in UTF-8, repeats a key or has another layout.
     """
     try:
         with path.open(encoding="utf-8") as stream:
             tree = yaml.load(stream, _UniqueKeys)
     except FileNotFoundError:
         raise BookError(f"{path}: no such file") from None
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise BookError(f"{path}: expected text in UTF-8, got {_bad_byte(error)}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         raise BookError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict) or set(tree) != {"profiles"} or not isinstance(tree["profiles"], dict):
         raise BookError(f"{path}: expected one top-level key, profiles, that maps names to profiles")
-    profiles = {}
-    for name, profile in tree["profiles"].items():
-        if not isinstance(profile, dict) or set(profile) != {"description", "notebooks"}:
-            raise BookError(f"{path}: profile {name}: expected the keys description and notebooks")
-        notebooks = {stem: values or {} for stem, values in (profile["notebooks"] or {}).items()}
-        for stem, values in notebooks.items():
-            if not isinstance(values, dict):
-                raise BookError(f"{path}: profile {name}, {stem}: expected parameter: value, got {values!r}")
-        profiles[name] = notebooks
-    return profiles
+    return {name: _read_profile(name, profile, str(path)) for name, profile in tree["profiles"].items()}
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
@@ -82,7 +95,10 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     """
     try:
         notebook = nbformat.read(path, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, KeyError) as error:
+        nbformat.validate(notebook)  # reading only logs what is invalid
+    except UnicodeDecodeError as error:
+        raise BookError(f"{path.name}: not a notebook: expected text in UTF-8, got {_bad_byte(error)}") from None
+    except (nbformat.ValidationError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise BookError(f"{path.name}: not a notebook: {str(error).splitlines()[0]}") from None
     stored = [n for n, c in enumerate(notebook.cells, 1) if c.get("outputs") or c.get("execution_count") is not None]
     if stored:
@@ -188,7 +204,7 @@ def _parse_setting(setting: str) -> tuple[str, str, object]:
         raise BookError(f"--set {setting}: expected NOTEBOOK.PARAMETER=VALUE")
     try:
         return stem, key, yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise BookError(f"--set {setting}: the value is not valid YAML") from None
 
 

@@ -27,7 +27,7 @@ import check_site
 import joblib
 import yaml
 from execute import ANSI, child_environment, run_notebooks
-from launch import launch_settings, repository_url, source_commit, write_launch_copies
+from launch import LAUNCH_BRANCH, launch_settings, repository_url, source_commit, write_launch_copies
 from parameters import BookError, plan_runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,17 +83,17 @@ def vendor_mathjax(target: Path) -> None:
 
 
 def read_record(out: Path) -> dict[str, dict]:
-    """Read what the last run left in run.json.
+    """Read what the last run left in run.json, if anything.
 
     Args:
         out: The build folder.
 
     Returns:
-        Notebook -> its parameters, source hash and times; empty where there is no record.
+        Notebook -> its parameters, source hash and times; empty where there is no usable record.
     """
     try:
-        return json.loads((out / "run.json").read_text())["notebooks"]
-    except (FileNotFoundError, ValueError, KeyError):
+        return check_site.read_record(out)
+    except BookError:
         return {}
 
 
@@ -231,7 +231,10 @@ def build(args: argparse.Namespace) -> None:
     commit = source_commit(root, os.environ) if url else ""
     runs = plan_runs(root / "book", args.profile, args.set)
     check_site.check_toc(root / "book")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BookError(f"--out {out}: expected a folder, or a place for a new one: {error.strerror}") from None
     missing = execute_book(root, out, runs, args)
     if missing:
         print(f"not rendered: no up-to-date run of {', '.join(missing)}; build without --only first")
@@ -246,10 +249,14 @@ def build(args: argparse.Namespace) -> None:
     shutil.rmtree(out / "render", ignore_errors=True)
     shutil.rmtree(out / "launch", ignore_errors=True)
     if url:
-        copies = write_launch_copies(root / "book", out / "launch", url, commit)
-        print(f"{len(copies)} launch copies for {url} at {commit[:12]} in {out / 'launch'}")
+        write_launch_copies(root / "book", out / "launch", url, commit)
     size = sum(path.stat().st_size for path in (out / "html").rglob("*") if path.is_file()) / 2**20
     print(f"{time.monotonic() - start:.0f} s, {size:.1f} MB: {out / 'html' / 'index.html'}")
+    if launch_settings(url)["launch_buttons"]:
+        print(
+            f"launch copies of {commit[:12]}: {out / 'launch'}; push what it holds to the branch {LAUNCH_BRANCH} of "
+            f"{url}: until then the Colab buttons open nothing"
+        )
 
 
 def positive(text: str) -> int:

@@ -35,12 +35,14 @@ def number(
     return value
 
 
-def integer(value: object, name: str, *, low: int = 0) -> int:
-    """Return ``value`` as an int of at least ``low``."""
+def integer(value: object, name: str, *, low: int = 0, high: float = math.inf) -> int:
+    """Return ``value`` as an int of at least ``low`` and at most ``high``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {describe(value)}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
+    if value > high:
+        raise ValueError(f"{name} must be at most {high}, got {value}")
     return int(value)
 
 
@@ -52,9 +54,11 @@ def choice(value: object, name: str, options: tuple[str, ...]) -> str:
 
 
 def tensor(value: object, name: str) -> torch.Tensor:
-    """Return ``value`` if it is a tensor."""
+    """Return ``value`` if it is a dense tensor."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {value.layout}")
     return value
 
 
@@ -75,6 +79,10 @@ def integer_labels(value: object, name: str, num_classes: int, ignore_index: int
         raise TypeError(f"{name} must hold integer class indices, got {describe(value)}")
     labels = value.long()
     if labels.device.type == "cpu" and labels.numel():
+        # From 2**63 on, a uint64 turns negative in int64 and could equal ignore_index.
+        if value.dtype == torch.uint64 and (labels < 0).any():
+            wrong = int(labels[labels < 0][0]) + 2**64
+            raise ValueError(f"{name} must lie in [0, {num_classes - 1}], got the value {wrong}")
         kept = labels if ignore_index is None else labels[labels != ignore_index]
         if kept.numel():
             low, high = (int(v) for v in kept.aminmax())
@@ -84,8 +92,13 @@ def integer_labels(value: object, name: str, num_classes: int, ignore_index: int
     return labels
 
 
-def probabilities(value: object, name: str, *, atol: float = 1e-4) -> torch.Tensor:
-    """Return ``value`` if its last axis holds probability vectors."""
+def sum_tolerance(dtype: torch.dtype) -> float:
+    """Return how far a sum of probabilities of a type may be from 1; half precision rounds each of them visibly."""
+    return 2 * torch.finfo(dtype).eps if dtype in (torch.float16, torch.bfloat16) else 1e-4
+
+
+def probabilities(value: object, name: str, *, atol: float | None = None) -> torch.Tensor:
+    """Return ``value`` if its last axis holds probability vectors, within ``atol`` or the rounding of its type."""
     given, value = value, floating(value, name).detach()
     if value.ndim == 0 or value.shape[-1] < 2:
         raise ValueError(f"{name} must have at least 2 classes on its last axis, got {describe(value)}")
@@ -95,7 +108,7 @@ def probabilities(value: object, name: str, *, atol: float = 1e-4) -> torch.Tens
         raise ValueError(f"{name} must not be negative, got a smallest value of {float(value.min()):g}")
     total = value.double().sum(-1)
     off = (total - 1).abs()
-    if off.numel() and float(off.max()) > atol:
+    if off.numel() and float(off.max()) > (sum_tolerance(value.dtype) if atol is None else atol):
         worst = float(total.flatten()[off.flatten().argmax()])
         raise ValueError(f"{name} must sum to 1 over its last axis, got a sum of {worst:.6g}")
     return given

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from nls.stats import Interval
@@ -25,6 +26,10 @@ class Claim:
         holds: Whether the numbers of this run support the statement.
         effect: The measured effect: an interval, or text where an interval makes no sense.
         protocol: Data, selection rule and whether the numbers are live or stored.
+        n: Number of runs behind an effect given as text; an interval has its own.
+
+    Raises:
+        TypeError: If ``holds`` is not True or False.
 
     Examples:
         >>> Claim("signs", "NLS beats CE.", "this book", True, "2 of 2 sets", "Twonorm, live").verdict
@@ -37,11 +42,16 @@ class Claim:
     holds: bool
     effect: Interval | str
     protocol: str
+    n: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.holds, (bool, np.bool_)):
+            raise TypeError(f"holds must be True or False, got {self.holds!r}")
 
     @property
     def verdict(self) -> str:
-        """``"holds"``, ``"fails"``, or ``"no verdict"`` for an interval from a single run."""
-        if isinstance(self.effect, Interval) and self.effect.n == 1:
+        """``"holds"``, ``"fails"``, or ``"no verdict"`` for an effect from a single run."""
+        if (self.effect.n if isinstance(self.effect, Interval) else self.n) == 1:
             return "no verdict"
         return "holds" if self.holds else "fails"
 
@@ -81,8 +91,11 @@ def check_claims(claims: Iterable[Claim]) -> pd.DataFrame:
 
     Raises:
         ClaimError: If a claim fails, naming each one with its effect.
+        ValueError: If there are no claims, or two share a name.
     """
     claims = list(claims)
+    if not claims:
+        raise ValueError("claims must hold at least one claim, got none")
     table = claims_table(claims)
     failed = [f"{c.name}: {c.statement} Measured: {c.effect}." for c in claims if c.verdict == "fails"]
     if failed:

@@ -20,6 +20,8 @@ from nls.generators import RECIPES, RawData, draw
 
 _ENVIRONMENT = "NLS_DATA"
 _DEFAULT_NUM_EXAMPLES = 3000
+# Classes are drawn, so that a small sample can lack one: of 100, one of three has below 5 with probability 2e-12.
+_FEWEST_EXAMPLES = 100
 _SPLITS = ("train", "validation", "test")
 _LARGEST = float(np.finfo(np.float32).max)
 _BUNDLED = ("breast_cancer", "digits", "wine")
@@ -153,10 +155,10 @@ def load_dataset(
 
     Args:
         name: Name of the data set.
-        root: Folder with ``<name>.csv`` (header line, last column ``target``) or ``<name>.npz`` (arrays ``features``
-            [n, d], ``labels`` [n] and optionally ``class_names`` [K]).
+        root: Folder with ``<name>.csv`` (header line, last column ``target``, a line break at the end of the file) or
+            ``<name>.npz`` (arrays ``features`` [n, d], ``labels`` [n] and optionally ``class_names`` [K]).
         seed: Seed of the split, at least 0; for a generated set it also draws the sample.
-        num_examples: Size of a generated set, at least 10; 3000 if None.
+        num_examples: Size of a generated set, at least 100; 3000 if None.
 
     Returns:
         The data set with its card; the same arguments give the same tensors.
@@ -181,7 +183,7 @@ def load_dataset(
         raise ValueError(f"num_examples is for generated sets ({', '.join(RECIPES)}) without root, not for {name!r}")
     if drawn:
         size = _DEFAULT_NUM_EXAMPLES if num_examples is None else num_examples
-        raw = draw(name, _checks.integer(size, "num_examples", low=10), generator)
+        raw = draw(name, _checks.integer(size, "num_examples", low=_FEWEST_EXAMPLES), generator)
     elif root is not None:
         folder = _folder(root, "root")
         raw = _read_local(name, folder)
@@ -258,7 +260,8 @@ def _read_local(name: str, folder: Path) -> RawData | None:
 def _read_csv(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Return features, labels and class names of a CSV file."""
     try:
-        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        text = content.decode("utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""))
         lines = [(reader.line_num, row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
@@ -269,6 +272,9 @@ def _read_csv(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray, tuple
         raise ValueError(f"{path} must have 'target' as its last column, after at least one feature, got {header[-3:]}")
     if len(lines) == 1:
         raise ValueError(f"{path} has a header line but no rows")
+    # Cut inside its last value, a file would still have whole rows: "11" becomes "1".
+    if not text.endswith(("\n", "\r")):
+        raise ValueError(f"{path}, line {lines[-1][0]}: expected a line break at its end; the file may be cut short")
     body = lines[1:]
     features = np.array([_parse_row(path, line, row, header) for line, row in body])
     _check_finite(features, lambda row, column: f"{path}, line {body[row][0]}, column {header[column]!r}")

@@ -40,7 +40,9 @@ class Cell:
 
     Attributes:
         dataset: A name that :func:`nls.load_dataset` knows.
-        num_examples: Size of a generated set; None elsewhere.
+        from_root: Whether the data set is your own file in the folder ``root`` of :func:`run_grid`, which may have the
+            name of another set.
+        num_examples: Size of a generated set; None elsewhere, or for its default.
         noise: ``"symmetric"`` or ``"pair"``.
         noise_rate: Probability that a training or validation label is wrong, in [0, 1].
         smooth_rate: r of the loss, at most 1.
@@ -60,6 +62,7 @@ class Cell:
     """
 
     dataset: str
+    from_root: bool = False
     num_examples: int | None = None
     noise: str = "symmetric"
     noise_rate: float = 0.0
@@ -79,8 +82,9 @@ class Cell:
             raise TypeError(f"dataset must be a name, got {_checks.describe(self.dataset)}")
         if not isinstance(self.hidden, tuple):
             raise TypeError(f"hidden must be a tuple of widths, got {_checks.describe(self.hidden)}")
-        if not isinstance(self.normalized, bool):
-            raise TypeError(f"normalized must be True or False, got {_checks.describe(self.normalized)}")
+        for name in ("from_root", "normalized"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {_checks.describe(getattr(self, name))}")
         _checks.choice(self.noise, "noise", tuple(_TRANSITIONS))
         _checks.choice(self.optimizer, "optimizer", ("adam", "sgd"))
         fix = {
@@ -95,6 +99,9 @@ class Cell:
         }
         for name, value in fix.items():  # numbers of one value have one id, whatever their type was
             object.__setattr__(self, name, value + 0)  # and -0.0 is 0.0
+        object.__setattr__(self, "hidden", tuple(_checks.integer(h, "hidden", low=1) for h in self.hidden))
+        if self.num_examples is not None:
+            object.__setattr__(self, "num_examples", _checks.integer(self.num_examples, "num_examples", low=1))
         if self.normalized and self.smooth_rate == 1:
             raise ValueError("normalized needs a smooth_rate below 1, got 1.0")
 
@@ -109,6 +116,7 @@ class Cell:
         """The factors that cells must share to be trained in one stack."""
         return (
             self.dataset,
+            self.from_root,
             self.num_examples,
             self.seed,
             self.hidden,
@@ -158,6 +166,8 @@ class Grid:
 
     def __add__(self, other: Grid) -> Grid:
         """Return the cells of both grids, each once."""
+        if not isinstance(other, Grid):
+            return NotImplemented
         joined = object.__new__(Grid)
         joined.cells = _unique([*self.cells, *other.cells])
         return joined
@@ -188,7 +198,7 @@ def run_grid(grid: Grid, *, root: str | Path | None = None, workers: int | None 
 
     Args:
         grid: The cells.
-        root: Folder of your own data sets, see :func:`nls.load_dataset`.
+        root: Folder of your own data sets, see :func:`nls.load_dataset`; for the cells with ``from_root``.
         workers: Processes; all cores (or the environment variable ``NLS_WORKERS``) by default, 1 runs in this process.
 
     Returns:
@@ -196,7 +206,8 @@ def run_grid(grid: Grid, *, root: str | Path | None = None, workers: int | None 
 
     Raises:
         TypeError: If ``grid`` is not a :class:`Grid`.
-        ValueError: If a data set cannot be loaded, or ``workers`` is below 1.
+        ValueError: If a data set cannot be loaded, ``workers`` is below 1, or ``root`` is given without cells that
+            need it, or missing for cells that do.
 
     Examples:
         >>> table = run_grid(Grid(dataset="wine", smooth_rate=[0.0, -1.0], noise_rate=0.2, epochs=2), workers=1)
@@ -205,7 +216,9 @@ def run_grid(grid: Grid, *, root: str | Path | None = None, workers: int | None 
     """
     if not isinstance(grid, Grid):
         raise TypeError(f"grid must be a Grid, got {type(grid).__name__}")
-    workers = _checks.integer(workers or int(os.environ.get("NLS_WORKERS", 0)) or os.cpu_count(), "workers", low=1)
+    workers = _count_workers() if workers is None else _checks.integer(workers, "workers", low=1)
+    if any(cell.from_root for cell in grid) is not (root is not None):
+        raise ValueError("root must be given for cells with from_root=True, and only for them")
     stacks: dict[tuple, list[Cell]] = {}
     for cell in grid:
         stacks.setdefault(cell.stack_key, []).append(cell)
@@ -222,6 +235,14 @@ def run_grid(grid: Grid, *, root: str | Path | None = None, workers: int | None 
         .loc[[cell.id for cell in grid]]
     )
     return table.reset_index(drop=True)
+
+
+def _count_workers() -> int:
+    """Return the number that ``NLS_WORKERS`` names, or that of the cores."""
+    named = os.environ.get("NLS_WORKERS", "")
+    if named and not (named.isdecimal() and int(named)):
+        raise ValueError(f"the environment variable NLS_WORKERS must be a number of at least 1, got {named!r}")
+    return int(named or os.cpu_count() or 1)
 
 
 def _noisy_labels(labels: torch.Tensor, cells: list[Cell], num_classes: int, purpose: str) -> torch.Tensor:
@@ -241,7 +262,8 @@ def _run_stack(cells: list[Cell], root: str | Path | None) -> list[dict]:
     torch.set_num_threads(1)
     try:
         first = cells[0]
-        data = load_dataset(first.dataset, root, first.seed, num_examples=first.num_examples)
+        folder = root if first.from_root else None
+        data = load_dataset(first.dataset, folder, first.seed, num_examples=first.num_examples)
         labels = _noisy_labels(data.train_labels, cells, data.num_classes, "train noise")
         validation = _noisy_labels(data.validation_labels, cells, data.num_classes, "validation noise")
         rate, decay, step = (
@@ -249,6 +271,8 @@ def _run_stack(cells: list[Cell], root: str | Path | None) -> list[dict]:
             for name in ("smooth_rate", "weight_decay", "learning_rate")
         )
         scale = torch.tensor([1 / (1 - c.smooth_rate) if c.normalized else 1.0 for c in cells])
+        # The map undoes symmetric noise; with two classes all noise of one rate is symmetric.
+        mapped = torch.tensor([c.noise == "symmetric" or data.num_classes == 2 for c in cells])
         noise_rate = torch.tensor([c.noise_rate for c in cells])
         steps_per_epoch = math.ceil(len(data.train_labels) / first.batch_size)
         fit = fit_stack(
@@ -264,7 +288,7 @@ def _run_stack(cells: list[Cell], root: str | Path | None) -> list[dict]:
             weight_decay=decay,
             loss_scale=scale,
             seed=first.seed,
-            evaluate=lambda stack: _evaluate(stack, data, validation, rate, noise_rate),
+            evaluate=lambda stack: _evaluate(stack, data, validation, rate, noise_rate, mapped),
         )
     finally:
         torch.set_num_threads(threads)
@@ -278,7 +302,12 @@ def _run_stack(cells: list[Cell], root: str | Path | None) -> list[dict]:
 
 
 def _evaluate(
-    stack: StackedMLP, data: Dataset, validation: torch.Tensor, rate: torch.Tensor, noise_rate: torch.Tensor
+    stack: StackedMLP,
+    data: Dataset,
+    validation: torch.Tensor,
+    rate: torch.Tensor,
+    noise_rate: torch.Tensor,
+    mapped: torch.Tensor,
 ) -> dict[str, torch.Tensor]:
     """Return every member's metrics after an epoch: accuracy on noisy validation, the rest on the clean test set."""
     hits = stack.forward(data.validation_features).argmax(-1) == validation
@@ -286,6 +315,7 @@ def _evaluate(
     log_model = logits.log_softmax(-1)
     model = log_model.exp()
     log_mapped = output_map(model, rate[:, None], noise_rate[:, None]).log()
+    log_mapped[~mapped] = torch.nan
     labels = data.test_labels
     chosen = labels[:, None].expand(*logits.shape[:2], 1)
     out = {

@@ -122,7 +122,7 @@ def gls_loss(
     logits = _prepare_logits(logits)
     num_classes = logits.shape[1]
     weight = None if weight is None else _prepare_weight(weight, num_classes).to(logits)
-    ignore_index = _checks.integer(ignore_index, "ignore_index", low=-(2**63))
+    ignore_index = _checks.integer(ignore_index, "ignore_index", low=-(2**63), high=2**63 - 1)
     _checks.choice(reduction, "reduction", _REDUCTIONS)
     _check_labels_fit(labels, logits)
     rate = _prepare_rate(smooth_rate, _label_shape(logits), logits)
@@ -194,7 +194,7 @@ class GLSLoss(nn.Module):
         else:
             self.smooth_rate = _checks.number(smooth_rate, "smooth_rate", high=1.0)
         self.register_buffer("weight", None if weight is None else _prepare_weight(weight))
-        self.ignore_index = _checks.integer(ignore_index, "ignore_index", low=-(2**63))
+        self.ignore_index = _checks.integer(ignore_index, "ignore_index", low=-(2**63), high=2**63 - 1)
         self.reduction = _checks.choice(reduction, "reduction", _REDUCTIONS)
 
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -398,6 +398,7 @@ def _check_soft_labels(labels: torch.Tensor, ignore_index: int) -> None:
 
 def _check_rate_values(rate: torch.Tensor) -> None:
     """Raise unless every rate in a tensor is a finite real number of at most 1."""
+    _checks.tensor(rate, "smooth_rate")
     if rate.dtype == torch.bool or rate.is_complex():
         raise TypeError(f"smooth_rate must hold real numbers, got {_checks.describe(rate)}")
     if _readable(rate):
@@ -407,12 +408,20 @@ def _check_rate_values(rate: torch.Tensor) -> None:
 def _prepare_rate(rate: object, shape: torch.Size, like: torch.Tensor) -> float | torch.Tensor:
     """Return a rate that broadcasts over examples of ``shape``, in the type and on the device of ``like``."""
     if not isinstance(rate, torch.Tensor):
-        return rate if torch.compiler.is_compiling() else _checks.number(rate, "smooth_rate", high=1.0)
+        if torch.compiler.is_compiling():
+            return rate
+        rate = _checks.number(rate, "smooth_rate", high=1.0)
+        # It would turn into -inf, and the loss into nan.
+        if rate < torch.finfo(like.dtype).min:
+            raise ValueError(f"smooth_rate must be finite in {like.dtype}, got {rate:.6g}")
+        return rate
     if rate.shape not in ((), shape[:1], shape):
         allowed = ", ".join(str(tuple(size)) for size in dict.fromkeys(((), shape[:1], shape)))
         raise ValueError(f"smooth_rate must be a number or have one of the shapes {allowed}, got {tuple(rate.shape)}")
     _check_rate_values(rate)
-    rate = rate.to(like)
+    given, rate = rate, rate.to(like)
+    if rate.dtype != given.dtype and _readable(rate):
+        _reject(rate.isinf(), given, f"smooth_rate must be finite in {rate.dtype}")
     return rate.view(-1, *[1] * (len(shape) - 1)) if rate.ndim < len(shape) else rate
 
 

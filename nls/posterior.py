@@ -251,7 +251,7 @@ def output_map(
     Args:
         posterior: Predictions q, shape [..., K], in any floating type. They are not checked: a model that diverged may
             hold nan, and gets nan.
-        smooth_rate: r, at most 1, a number or a tensor of shape [...].
+        smooth_rate: r, at most 1, a number or a tensor that broadcasts over the leading axes.
         noise_rate: :math:`\epsilon` in [0, 1], likewise. Where s is not above 0 the result is nan.
         floor: Least probability before normalising, in (0, 1); noise in q can push an entry of the map below zero.
 
@@ -260,7 +260,8 @@ def output_map(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If ``posterior`` has fewer than 2 classes, or ``floor`` is out of range.
+        ValueError: If ``posterior`` has fewer than 2 classes, a rate or ``floor`` is out of range, or a rate has
+            a shape that does not broadcast.
 
     Examples:
         >>> output_map(torch.tensor([0.3, 0.7]), 0.0, 0.2)
@@ -273,13 +274,32 @@ def output_map(
         raise ValueError(f"posterior must have at least 2 classes on its last axis, got {_checks.describe(posterior)}")
     floor = _checks.number(floor, "floor", low=1e-30, high=1, open_high=True)
     num_classes = posterior.shape[-1]
-    rate, noise = (
-        torch.as_tensor(value, dtype=posterior.dtype, device=posterior.device) for value in (smooth_rate, noise_rate)
-    )
+    rate = _rate_like(smooth_rate, "smooth_rate", torch.finfo(posterior.dtype).min, posterior)
+    noise = _rate_like(noise_rate, "noise_rate", 0.0, posterior)
+    try:
+        torch.broadcast_shapes(posterior.shape[:-1], rate.shape, noise.shape)
+    except RuntimeError:
+        shapes = f"{tuple(rate.shape)}, {tuple(noise.shape)} and {tuple(posterior.shape[:-1])}"
+        message = f"smooth_rate and noise_rate must broadcast with posterior, got leading shapes {shapes}"
+        raise ValueError(message) from None
     scale = ((1 - rate) * (1 - num_classes * noise / (num_classes - 1))).unsqueeze(-1)
     scale = scale.masked_fill(scale <= 0, torch.nan)
     mapped = ((posterior - (1 - scale) / num_classes) / scale).clamp_min(floor)
     return mapped / mapped.sum(-1, keepdim=True)
+
+
+def _rate_like(value: object, name: str, low: float, like: torch.Tensor) -> torch.Tensor:
+    """Return a rate in [low, 1], a number or a tensor, in the type and on the device of ``like``."""
+    if not isinstance(value, torch.Tensor):
+        return like.new_tensor(_checks.number(value, name, low=low, high=1))
+    if value.dtype == torch.bool or value.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got {_checks.describe(value)}")
+    # In float64, where every low of a narrower type can be told from what lies beyond it.
+    exact = value.detach().double()
+    outside = ~((exact >= low) & (exact <= 1))
+    if outside.any():
+        raise ValueError(f"{name} must lie in [{low:g}, 1], got {float(exact[outside][0]):g}")
+    return value.to(like)
 
 
 def expected_calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, num_bins: int = 15) -> float:
@@ -328,7 +348,7 @@ def _simplex(value: object, name: str) -> torch.Tensor:
     """Return ``value`` as float64 probabilities; entries below zero by rounding become 0."""
     exact = _checks.floating(value, name).double()
     exact = torch.where(exact > -ROUNDING, exact.clamp(min=0), exact)
-    _checks.probabilities(exact.detach(), name)
+    _checks.probabilities(exact.detach(), name, atol=_checks.sum_tolerance(value.dtype))
     return exact
 
 
@@ -339,7 +359,7 @@ def _summing_to_one(value: object, name: str) -> torch.Tensor:
         raise ValueError(f"{name} must have at least 2 classes on its last axis, got {_checks.describe(value)}")
     # Large weights of both signs cancel in the sum, and so does the precision of their dtype.
     off = (exact.detach().sum(-1) - 1).abs()
-    if not bool((off <= 1e-4 * (1 + exact.detach().abs().amax(-1))).all()):
+    if not bool((off <= _checks.sum_tolerance(value.dtype) * (1 + exact.detach().abs().amax(-1))).all()):
         worst = float(off.max())
         raise ValueError(f"{name} must be finite and sum to 1 over its last axis, got a sum off by {worst:g}")
     return exact

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ class Interval:
         high: Upper end.
         n: Number of values; with n = 1 the ends are not a number and no verdict is given.
         level: Confidence level.
+        missing: Runs left out because they had no value, such as diverged ones.
     """
 
     mean: float
@@ -30,6 +31,7 @@ class Interval:
     high: float
     n: int
     level: float = 0.95
+    missing: int = 0
 
     @property
     def above_zero(self) -> bool:
@@ -42,7 +44,8 @@ class Interval:
         return self.high < 0
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] (n={self.n})"
+        missing = f", {self.missing} missing" if self.missing else ""
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}] (n={self.n}{missing})"
 
 
 def mean_interval(values: ArrayLike, *, level: float = 0.95, test_ratio: float = 0.0) -> Interval:
@@ -72,7 +75,7 @@ def mean_interval(values: ArrayLike, *, level: float = 0.95, test_ratio: float =
     References:
         Nadeau and Bengio 2003, Inference for the generalization error, doi 10.1023/A:1024068626366.
     """
-    array = np.asarray(values, dtype=float).ravel()
+    array = np.asarray(values.detach() if hasattr(values, "detach") else values, dtype=float).ravel()
     if not len(array) or not np.isfinite(array).all():
         raise ValueError(
             f"values must hold at least one number, all finite, got {len(array)} values, "
@@ -109,10 +112,10 @@ def paired_interval(
         test_ratio: See :func:`mean_interval`.
 
     Returns:
-        The interval of the mean difference over the seeds that have both.
+        The interval of the mean difference over the seeds that have both; ``missing`` counts the others.
 
     Raises:
-        ValueError: If a seed has several rows at one level, or no seed has both levels.
+        ValueError: If a column is missing, a seed has several rows at one level, or no seed has both levels.
 
     Examples:
         >>> table = pd.DataFrame({"seed": [0, 0, 1, 1], "rate": [0.0, -1.0] * 2, "accuracy": [0.7, 0.8, 0.6, 0.8]})
@@ -120,8 +123,9 @@ def paired_interval(
         0.15
     """
     sides = []
+    _need_columns(table, value, factor, "seed")
     for side in (first, second):
-        rows = table[table[factor] == side].set_index("seed")[value].dropna()
+        rows = table[table[factor] == side].set_index("seed")[value]
         if rows.index.has_duplicates:
             raise ValueError(
                 f"table must have one row for each seed at {factor}={side!r}; filter it by the other factors"
@@ -130,7 +134,8 @@ def paired_interval(
     difference = (sides[0] - sides[1]).dropna()
     if difference.empty:
         raise ValueError(f"table must have a seed with both {factor}={first!r} and {factor}={second!r}, got none")
-    return mean_interval(difference, level=level, test_ratio=test_ratio)
+    found = mean_interval(difference, level=level, test_ratio=test_ratio)
+    return replace(found, missing=len(sides[0].index.union(sides[1].index)) - found.n)
 
 
 def tied_levels(
@@ -151,18 +156,17 @@ def tied_levels(
         The best level, and the sorted tied levels, the best one among them. With a single seed all are tied.
 
     Raises:
-        ValueError: If a level has no finite value.
+        ValueError: If a column or a value is missing: a level whose bad runs diverged would look better than it is.
 
     Examples:
         >>> table = pd.DataFrame({"seed": [0, 1, 0, 1], "rate": [0, 0, -1, -1], "accuracy": [0.7, 0.7, 0.8, 0.9]})
         >>> tied_levels(table, "accuracy", "rate")
         (-1.0, [-1.0, 0.0])
     """
+    _need_columns(table, value, factor, "seed")
     means = table.groupby(factor)[value].mean()
-    if means.isna().any():
-        raise ValueError(
-            f"{value} must have a finite value at every {factor}, got none at {list(means.index[means.isna()])}"
-        )
+    if table[value].isna().any():
+        raise ValueError(f"{value} must have a value in every row, got {int(table[value].isna().sum())} without one")
     best = float(means.idxmax())
     gaps = {
         other: paired_interval(table, value, factor, best, other, level=level, test_ratio=test_ratio)
@@ -171,18 +175,35 @@ def tied_levels(
     return best, sorted(float(other) for other, gap in gaps.items() if not gap.low > 0)
 
 
-def select_by_validation(table: pd.DataFrame) -> pd.DataFrame:
+def select_by_validation(table: pd.DataFrame, rule: str = "noisy_validation") -> pd.DataFrame:
     """Return, for each seed, the row with the best noisy validation accuracy: how one tunes without clean labels.
 
     Args:
         table: Rows of :func:`nls.run_grid` that differ in what is tuned; of equal rows the first is taken.
+        rule: Which epoch's validation accuracy counts: ``"noisy_validation"``, or ``"last"``.
 
     Returns:
         One row for each seed.
+
+    Raises:
+        ValueError: If a column is missing, or ``rule`` is unknown.
 
     Examples:
         >>> table = pd.DataFrame({"seed": [0, 0], "validation_accuracy_noisy_validation": [0.6, 0.7], "rate": [0, -1]})
         >>> select_by_validation(table)["rate"].tolist()
         [-1]
     """
-    return table.loc[table.groupby("seed")["validation_accuracy_noisy_validation"].idxmax()]
+    column = f"validation_accuracy_{_checks.choice(rule, 'rule', ('noisy_validation', 'last'))}"
+    _need_columns(table, "seed", column)
+    table = table.reset_index(drop=True)
+    accuracy = table[column]
+    return table.loc[accuracy.groupby(table["seed"]).idxmax()]
+
+
+def _need_columns(table: pd.DataFrame, *names: str) -> None:
+    """Raise unless ``table`` is a table with these columns."""
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(f"table must be a pandas DataFrame, got {type(table).__name__}")
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise ValueError(f"table must have the columns {', '.join(map(repr, missing))}, got {', '.join(table.columns)}")

@@ -14,6 +14,9 @@ from nls import _checks
 
 Evaluate = Callable[["StackedMLP"], dict[str, torch.Tensor]]
 
+# The least step and the least factor of the loss: zero would train nothing and say so nowhere.
+TINY = 1e-12
+
 
 def seeded_generator(seed: int, purpose: str) -> torch.Generator:
     """Return a CPU generator whose stream depends on ``seed`` and ``purpose`` alone.
@@ -225,29 +228,19 @@ def fit_stack(
         >>> fit.curves["train_loss"].shape, fit.diverged_epoch.tolist()
         (torch.Size([2, 5]), [0, 0])
     """
-    _checks.floating(features, "features")
     num_classes = _checks.integer(num_classes, "num_classes", low=2)
-    if features.ndim != 2 or labels.ndim != 2 or labels.shape[1] != len(features) or not labels.numel():
-        raise ValueError(
-            f"features must have shape [n, d] and labels [B, n], got {tuple(features.shape)} and {tuple(labels.shape)}"
-        )
-    labels = _checks.integer_labels(labels, "labels", num_classes)
+    features, labels = _checked_data(features, labels, num_classes)
     num_members, n = labels.shape
     rate = _per_member(smooth_rate, "smooth_rate", num_members, features.dtype, high=1.0)
-    scale = _per_member(loss_scale, "loss_scale", num_members, features.dtype, low=0.0)
-    epochs, batch_size = (_checks.integer(v, k, low=1) for k, v in (("epochs", epochs), ("batch_size", batch_size)))
+    scale = _per_member(loss_scale, "loss_scale", num_members, features.dtype, low=TINY)
+    epochs = _checks.integer(epochs, "epochs", low=1)
+    batch_size = _checks.integer(batch_size, "batch_size", low=1)
     widths = tuple(_checks.integer(h, "hidden", low=1) for h in hidden)
-
-    stack = StackedMLP(
-        (features.shape[1], *widths, num_classes), num_members, seeded_generator(seed, "init"), features.dtype
-    )
-    step = _optimizer(
-        stack,
-        optimizer,
-        _per_member(learning_rate, "learning_rate", num_members, features.dtype, low=0.0),
-        _per_member(weight_decay, "weight_decay", num_members, features.dtype, low=0.0),
-        momentum,
-    )
+    sizes = (features.shape[1], *widths, num_classes)
+    stack = StackedMLP(sizes, num_members, seeded_generator(seed, "init"), features.dtype)
+    speed = _per_member(learning_rate, "learning_rate", num_members, features.dtype, low=TINY)
+    decay = _per_member(weight_decay, "weight_decay", num_members, features.dtype, low=0.0)
+    step = _optimizer(stack, optimizer, speed, decay, momentum)
     order, curves = seeded_generator(seed, "order"), {}
     by_example = labels.T.contiguous()  # a batch is then a few contiguous rows, which is 10 times faster to gather
     diverged = torch.zeros(num_members, dtype=torch.long)
@@ -262,8 +255,24 @@ def fit_stack(
         finite = total.isfinite() & stack.forward(features[:1]).isfinite().all(-1).all(-1)
         diverged[~finite & (diverged == 0)] = epoch
         for name, values in measured.items():
+            if values.shape != (num_members,):
+                raise ValueError(f"evaluate must return [{num_members}] values for {name!r}, got {tuple(values.shape)}")
             curves.setdefault(name, []).append(torch.where(diverged == 0, values.double(), torch.nan))
     return StackHistory({k: torch.stack(v, 1) for k, v in curves.items()}, diverged, stack)
+
+
+def _checked_data(features: object, labels: object, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features [n, d] without gradient and int64 labels [B, n]."""
+    features, labels = _checks.floating(features, "features").detach(), _checks.tensor(labels, "labels")
+    if features.dtype not in (torch.float32, torch.float64) or features.device.type != "cpu":
+        raise ValueError(f"features must be float32 or float64 on the CPU, got {features.dtype} on {features.device}")
+    shapes_fit = features.ndim == labels.ndim == 2 and labels.shape[1] == len(features)
+    if not (shapes_fit and labels.numel() and features.numel()):
+        got = f"{tuple(features.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"features must have shape [n, d] and labels [B, n], none of them empty, got {got}")
+    if not bool(features.isfinite().all()):
+        raise ValueError(f"features must be finite, got {int((~features.isfinite()).sum())} values that are not")
+    return features, _checks.integer_labels(labels, "labels", num_classes)
 
 
 def _per_member(

@@ -35,6 +35,12 @@ def tagged(notebook, tag):
     return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
 
 
+def find_calls(source, name):
+    """The calls of a function, as name(...) or module.name(...)."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return [call for call in calls if ast.unparse(call.func).split(".")[-1] == name]
+
+
 def test_there_are_notebooks():
     assert NOTEBOOKS
     assert all(re.fullmatch(r"\d\d_[a-z0-9_]+", path.stem) for path in NOTEBOOKS)
@@ -86,7 +92,7 @@ def test_claims(notebook):
     cells = tagged(notebook, "claims")
     assert cells
     for cell in cells:
-        assert re.search(r"\bassert\b|\bcheck|\bclaim", cell.source)
+        assert find_calls(cell.source, "check_claims"), "a table of claims alone stops no build"
 
 
 def test_figures_have_caption_and_alt_text(notebook):
@@ -137,6 +143,43 @@ def test_the_configuration_names_no_address():
     assert config["repository"]["url"] == ""
     assert config["launch_buttons"] == {}
     assert config["execute"] == {"execute_notebooks": "off", "stderr_output": "remove-warn"}
+
+
+FIRST = BOOK / "notebooks" / "01_uci.ipynb"
+
+
+def test_the_first_page_stays_above_the_floor():
+    """The floor is 4 sets x 55 cells x 10 seeds; the cells are the paper's."""
+    notebook = parameters.read_notebook(FIRST)
+    values = parameters.read_defaults(notebook, FIRST.name) | parameters.plan_runs(BOOK, "book")[FIRST.stem]
+    assert len(set(values["live_sets"])) >= 4
+    assert values["num_seeds"] >= 10
+    (settings,) = (cell.source for cell in notebook.cells if cell.id == "settings")
+    assigned = {ast.unparse(n.targets[0]): n.value for n in ast.parse(settings).body if isinstance(n, ast.Assign)}
+    for name, count in (("rates", 11), ("noise_rates", 5)):
+        levels = ast.literal_eval(assigned[name])
+        assert len(levels) == len(set(levels)) == count, name
+    assert ast.unparse(assigned["seeds"]) == "list(range(seed, seed + num_seeds))"
+
+
+def test_the_first_page_trains_the_whole_grid_and_says_so():
+    cells = [cell for cell in parameters.read_notebook(FIRST).cells if cell.cell_type == "code"]
+    (place,) = (number for number, cell in enumerate(cells) if cell.id == "grid")
+    nodes = [node for cell in cells[: place + 1] for node in ast.walk(ast.parse(cell.source))]
+    stored = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    for name in ("live_sets", "num_seeds", "rates", "noise_rates", "seeds", "cells", "live"):
+        assert stored.count(name) == 1, f"{name} is not what it was set to first"
+    source = cells[place].source
+    (training,), (grid,) = find_calls(source, "run_grid"), find_calls(source, "Grid")
+    assert f"\nlive = {ast.unparse(training)}\n" in "\n" + ast.unparse(ast.parse(source))
+    assert ast.unparse(training.args[0]) == ast.unparse(grid)
+    passed = {keyword.arg: ast.unparse(keyword.value) for keyword in grid.keywords}
+    axes = {"dataset": "live_sets", "noise_rate": "noise_rates", "smooth_rate": "rates", "seed": "seeds"}
+    assert passed == passed | axes
+    assert "\ncells = len(rates) * len(noise_rates)\n" in source
+    said = "Trained in this build: {len(live_sets)} sets x {cells} cells x {num_seeds} seeds"
+    assert any(ast.unparse(call.args[0])[2:].startswith(said) for call in find_calls(source, "print"))
+    assert not {"hide-output", "remove-output", "hide-cell", "remove-cell"} & set(cells[place].metadata.get("tags", []))
 
 
 def read_pins(name):

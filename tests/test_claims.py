@@ -27,3 +27,16 @@ def test_two_claims_of_one_name_are_refused():
 
 def test_no_claims_give_an_empty_table_with_its_columns():
     assert list(claims_table([]).columns) == ["claim", "statement", "source", "effect", "protocol", "verdict"]
+
+
+def test_a_text_from_a_single_run_has_no_verdict_and_no_claims_are_refused():
+    assert Claim("once", "It happened.", "this book", False, "1 of 1", "live", n=1).verdict == "no verdict"
+    assert Claim("twice", "It happened.", "this book", False, "1 of 2", "live", n=2).verdict == "fails"
+    with pytest.raises(ValueError, match="at least one claim, got none"):
+        check_claims([])
+
+
+def test_a_verdict_that_is_not_true_or_false_is_refused():
+    for holds in ("False", float("nan"), None):
+        with pytest.raises(TypeError, match="holds must be True or False"):
+            Claim("up", "It rises.", "this book", holds, "text", "live")

@@ -173,6 +173,12 @@ def test_num_examples():
     assert load_dataset("ringnorm").card.split_sizes == (1800, 600, 600)
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_least_num_examples_is_enough_for_every_seed(name):
+    for seed in range(100):
+        assert load_dataset(name, seed=seed, num_examples=100).card.split_sizes == (60, 20, 20)
+
+
 def test_rows_within_a_split_are_mixed(tmp_path):
     """A file sorted by class does not come back sorted by class."""
     write_csv(tmp_path, [f"{index},1,{int(index >= 100)}" for index in range(200)])
@@ -418,7 +424,7 @@ def test_names_with_folders_are_refused(tmp_path, monkeypatch, name):
         ({"name": "wine", "seed": "0"}, TypeError, "seed must be an integer"),
         ({"name": "wine", "seed": True}, TypeError, "seed must be an integer"),
         ({"name": "wine", "seed": -1}, ValueError, "seed must be at least 0, got -1"),
-        ({"name": "twonorm", "num_examples": 5}, ValueError, "num_examples must be at least 10, got 5"),
+        ({"name": "twonorm", "num_examples": 99}, ValueError, "num_examples must be at least 100, got 99"),
         ({"name": "twonorm", "num_examples": 50.0}, TypeError, "num_examples must be an integer"),
         ({"name": "wine", "num_examples": 50}, ValueError, r"num_examples is for generated sets .* not for 'wine'"),
         ({"name": "twonorm", "root": ".", "num_examples": 50}, ValueError, "num_examples is for .* without root"),
@@ -598,16 +604,25 @@ def test_a_single_array_is_no_npz(tmp_path):
 
 
 def test_truncated_csv_files(tmp_path):
-    """Wherever it is cut, a file gives ValueError or whole rows."""
-    content = write_csv(tmp_path, toy_rows(40)).read_bytes()
+    """Wherever it is cut, also inside or just after its last value, a file gives ValueError or whole rows."""
+    content = write_csv(tmp_path, toy_rows(40, ("1", "11"))).read_bytes()
     read = 0
     for length in range(len(content)):
         (tmp_path / "toy.csv").write_bytes(content[:length])
-        whole = content[:length].rstrip(b"\n").count(b"\n")
         if _loads("toy", tmp_path):
             read += 1
-            assert load_dataset("toy", tmp_path).card.num_examples == whole
-    assert 20 < read < len(content) / 2
+            assert content[length - 1 : length] == b"\n"
+            assert load_dataset("toy", tmp_path).card.num_examples == content[:length].count(b"\n") - 1
+    assert 20 < read <= 40
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_csv_file_cut_in_its_last_value_is_named_with_its_line(tmp_path, cut):
+    path = write_csv(tmp_path, toy_rows(40, ("1", "11")))
+    path.write_bytes(path.read_bytes()[:-cut])
+    message = r"toy\.csv, line 41: expected a line break at its end; the file may be cut short"
+    with pytest.raises(ValueError, match=message):
+        load_dataset("toy", tmp_path)
 
 
 def test_a_spread_beyond_float32_is_refused(tmp_path):

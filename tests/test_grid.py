@@ -35,7 +35,8 @@ def test_grids_add_up_and_each_cell_stays_once():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("dataset", "digits"), ("num_examples", 500), ("noise", "pair"), ("noise_rate", 0.1), ("smooth_rate", -0.5),
+        ("dataset", "digits"),
+        ("from_root", True), ("num_examples", 500), ("noise", "pair"), ("noise_rate", 0.1), ("smooth_rate", -0.5),
         ("normalized", True), ("seed", 1), ("hidden", (8,)), ("optimizer", "sgd"), ("learning_rate", 0.1),
         ("weight_decay", 0.1), ("epochs", 31), ("min_steps", 5), ("batch_size", 32),
     ],
@@ -46,7 +47,7 @@ def test_an_id_changes_with_every_factor(name, value):
 
 
 def test_the_id_test_covers_every_factor():
-    names = {mark.args[1][i][0] for mark in test_an_id_changes_with_every_factor.pytestmark for i in range(14)}
+    names = {mark.args[1][i][0] for mark in test_an_id_changes_with_every_factor.pytestmark for i in range(15)}
     assert names == set(FACTORS)
 
 
@@ -164,6 +165,31 @@ def test_min_steps_adds_epochs_to_a_small_set():
     assert run_grid(Grid(min_steps=1, **QUICK), workers=1)["epoch_last"].tolist() == [4]
 
 
+def test_the_map_is_missing_where_the_noise_is_not_symmetric():
+    table = run_grid(Grid(noise=["symmetric", "pair"], noise_rate=0.2, **QUICK), workers=1)
+    assert np.isfinite(table["nll_mapped_last"]).tolist() == [True, False]
+    assert np.isfinite(table["nll_last"]).all()
+
+
+def test_a_file_and_a_set_of_its_name_are_different_cells(tmp_path):
+    data = load_dataset("wine", seed=0)
+    rows = torch.cat([data.train_features[:, :2], data.train_labels[:, None]], 1).tolist()
+    lines = ["first,second,target", *(f"{a},{b},{int(y)}" for a, b, y in rows)]
+    (tmp_path / "wine.csv").write_text("\n".join(lines) + "\n")
+    own = Grid(from_root=True, **QUICK)
+    assert own.cells[0].id != Grid(**QUICK).cells[0].id
+    assert run_grid(own, root=tmp_path, workers=1)["from_root"].tolist() == [True]
+    for grid, root in ((own, None), (Grid(**QUICK), tmp_path)):
+        with pytest.raises(ValueError, match="root must be given for cells with from_root=True, and only for them"):
+            run_grid(grid, root=root)
+
+
+def test_the_environment_names_the_number_of_workers(monkeypatch):
+    monkeypatch.setenv("NLS_WORKERS", "many")
+    with pytest.raises(ValueError, match="NLS_WORKERS must be a number of at least 1, got 'many'"):
+        run_grid(Grid(**QUICK))
+
+
 def test_the_output_map_undoes_noise_and_rate():
     generator = torch.Generator().manual_seed(0)
     clean = torch.rand(50, 5, dtype=torch.float64, generator=generator) + 0.2
@@ -202,7 +228,12 @@ BAD = {
     "normalized of a number": (lambda: Cell("wine", normalized=1), TypeError, "normalized must be True or False"),
     "dataset of a number": (lambda: Cell(3), TypeError, "dataset must be a name, got 3"),
     "no grid": (lambda: run_grid([Cell("wine")]), TypeError, "grid must be a Grid, got list"),
-    "no workers": (lambda: run_grid(Grid(dataset="wine"), workers=-1), ValueError, "workers must be at least 1"),
+    "no workers": (lambda: run_grid(Grid(dataset="wine"), workers=0), ValueError, "workers must be at least 1, got 0"),
+    "text as a width": (lambda: Cell("wine", hidden=("a",)), TypeError, "hidden must be an integer, got 'a'"),
+    "no width": (lambda: Cell("wine", hidden=(0,)), ValueError, "hidden must be at least 1"),
+    "no examples": (lambda: Cell("twonorm", num_examples=-1), ValueError, "num_examples must be at least 1"),
+    "grid plus a number": (lambda: Grid(dataset="wine") + 1, TypeError, "unsupported operand"),
+    "root as text": (lambda: Cell("wine", from_root="yes"), TypeError, "from_root must be True or False"),
     "unknown set": (lambda: run_grid(Grid(dataset="nothing"), workers=1), ValueError, "nothing"),
 }
 

@@ -668,6 +668,7 @@ def test_compiles_without_a_graph_break():
 
 LOGITS, LABELS = torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])
 MATRIX = torch.eye(3, dtype=torch.float64)
+WIDE = torch.tensor([0.0, -0.4, -1e300, 0.1], dtype=torch.float64)
 BAD_RATES = [
     (1.0001, ValueError, r"smooth_rate must be a finite number in \(-inf, 1\], got 1.0001"),
     (math.nan, ValueError, "smooth_rate must be a finite number.*got nan"),
@@ -681,6 +682,7 @@ BAD_RATES = [
     (torch.tensor([0.0, -math.inf, 0.0, 0.0]), ValueError, "smooth_rate must be finite and at most 1, got -inf"),
     (torch.tensor(True), TypeError, "smooth_rate must hold real numbers, got bool tensor"),
     (torch.tensor(0j), TypeError, "smooth_rate must hold real numbers, got complex64 tensor"),
+    (torch.zeros(4).to_sparse(), TypeError, "smooth_rate must be a dense tensor, got torch.sparse_coo"),
 ]
 
 
@@ -696,9 +698,57 @@ def test_bad_rates(rate, error, message):
         GLSLoss(rate)
 
 
+@pytest.mark.parametrize("rate", [-1e40, WIDE[2], WIDE])
+def test_rates_beyond_the_type_are_refused(rate):
+    """In float32 they would be -inf, and the loss nan."""
+    message = r"smooth_rate must be finite in torch.float32, got -1e\+"
+    with pytest.raises(ValueError, match=message):
+        gls_loss(LOGITS, LABELS, rate)
+    with pytest.raises(ValueError, match=message):
+        gls_loss(LOGITS, LOGITS + 1 / 3, rate)
+    with pytest.raises(ValueError, match=message):
+        GLSLoss(rate)(LOGITS, LABELS)
+    assert gls_loss(LOGITS.double(), LABELS, rate).isfinite()
+    assert gls_targets(LABELS, 3, torch.as_tensor(rate, dtype=torch.float64)).isfinite().all()
+
+
+def test_target_rates_beyond_the_type_are_refused():
+    with pytest.raises(ValueError, match=r"smooth_rate must be finite in torch.float32, got -1e\+40"):
+        gls_targets(LABELS, 3, -1e40)
+    torch.set_default_dtype(torch.float16)
+    try:
+        with pytest.raises(ValueError, match=r"smooth_rate must be finite in torch.float16, got -100000"):
+            gls_targets(LABELS, 3, torch.tensor(-100000))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("value", [2**64 - 100, 2**63, 3])
+def test_unsigned_labels_out_of_range_are_not_ignored(value):
+    labels = torch.tensor([0, value, 2, 1], dtype=torch.uint64)
+    for ignore_index in (-100, -(2**63)):
+        with pytest.raises(ValueError, match=rf"labels must lie in \[0, 2\], got the value {value}$"):
+            gls_loss(LOGITS, labels, 0.1, ignore_index=ignore_index)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        ({"logits": torch.zeros(4, 3).to_sparse()}, TypeError, "logits must be a dense tensor, got torch.sparse_coo"),
+        ({"labels": torch.ones(4).long().to_sparse()}, TypeError, "labels must be a dense tensor, got torch.sparse"),
+        ({"labels": (LOGITS + 1 / 3).to_sparse()}, TypeError, "labels must be a dense tensor, got torch.sparse_coo"),
+        ({"weight": torch.ones(3).to_sparse()}, TypeError, "weight must be a dense tensor, got torch.sparse_coo"),
+        (
+            {"ignore_index": 2**63},
+            ValueError,
+            "ignore_index must be at most 9223372036854775807, got 922337203685477580",
+        ),
+        (
+            {"ignore_index": 2**70},
+            ValueError,
+            "ignore_index must be at most 9223372036854775807, got 118059162071741130",
+        ),
+        ({"ignore_index": -(2**70)}, ValueError, "ignore_index must be at least -9223372036854775808, got -1180591620"),
         ({"smooth_rate": torch.zeros(3)}, ValueError, r"smooth_rate must .* shapes \(\), \(4,\), got \(3,\)"),
         ({"smooth_rate": torch.zeros(4, 3)}, ValueError, r"smooth_rate must .* shapes \(\), \(4,\), got \(4, 3\)"),
         ({"logits": [[0.0, 1.0]]}, TypeError, "logits must be a torch tensor, got list"),
@@ -811,6 +861,7 @@ def test_bad_targets(labels, num_classes, error, message):
         ({"weight": -torch.ones(2)}, ValueError, "weight must be finite and not negative, got -1"),
         ({"reduction": None}, ValueError, "reduction must be one of .*, got None"),
         ({"ignore_index": "0"}, TypeError, "ignore_index must be an integer, got '0'"),
+        ({"ignore_index": 2**70}, ValueError, "ignore_index must be at most 9223372036854775807"),
     ],
 )
 def test_bad_module(options, error, message):

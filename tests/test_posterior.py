@@ -16,7 +16,9 @@ from nls.posterior import (
     margin,
     mutual_information,
     noisy_posterior,
+    output_map,
 )
+from nls.rates import feasible_rate
 
 RATES = [-8.0, -1.0, -0.3, 0.0, 0.2, 0.9, 1.0]
 
@@ -101,6 +103,55 @@ def test_maps_keep_the_dtype_and_measures_return_float64(dtype):
     assert gls_posterior(posterior, 0.5).dtype == dtype
     for measure in (entropy(posterior), kl_divergence(posterior, posterior), margin(posterior)):
         assert measure.dtype == torch.float64
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 100])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_softmax_outputs_in_half_precision_are_accepted(dtype, num_classes):
+    logits = torch.randn(2000, num_classes, generator=torch.Generator().manual_seed(23))
+    posterior = logits.to(dtype).softmax(-1)
+    off = float((posterior.double().sum(-1) - 1).abs().max())
+    assert off > 1e-4, "the rounding must be visible for this test to mean anything"
+    transition = random_posterior(num_classes, num_classes, seed=24)
+    exact = logits.to(dtype).double().softmax(-1)
+    eps = torch.finfo(dtype).eps
+    for result, expected in (
+        (noisy_posterior(posterior, transition), noisy_posterior(exact, transition)),
+        (gls_posterior(posterior, -2.0), gls_posterior(exact, -2.0)),
+    ):
+        assert result.dtype == dtype
+        torch.testing.assert_close(result.double(), expected, rtol=2 * eps, atol=4 * eps)
+    torch.testing.assert_close(entropy(posterior), entropy(exact), rtol=0, atol=2 * eps * math.log(2 * num_classes))
+    assert feasible_rate(posterior) <= 0
+    for call in (lambda p: noisy_posterior(p, transition), lambda p: gls_posterior(p, 0.1), entropy, feasible_rate):
+        with pytest.raises(ValueError, match=r"posterior must .*sum to 1"):
+            call(posterior * (1 + 8 * eps))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("call", [lambda p: noisy_posterior(p, torch.eye(2)), entropy, feasible_rate])
+def test_sums_in_full_precision_are_held_to_one(dtype, call):
+    call(torch.tensor([0.5, 0.50009], dtype=dtype))
+    with pytest.raises(ValueError, match=r"posterior must sum to 1 over its last axis, got a sum of 1.0002"):
+        call(torch.tensor([0.5, 0.5002], dtype=dtype))
+
+
+def test_output_map_equals_a_loop_and_undoes_rate_and_noise():
+    clean = random_posterior(4, 6, 3, seed=25)
+    rate = torch.tensor([-1.0, 0.0, 0.3, 0.9], dtype=torch.float64)[:, None]
+    noise = torch.tensor([0.0, 0.2, 0.4, 0.1], dtype=torch.float64)[:, None]
+    scale = ((1 - rate) * (1 - 1.5 * noise))[..., None]
+    predicted = scale * clean + (1 - scale) / 3
+    torch.testing.assert_close(output_map(predicted, rate, noise), clean)
+    mapped = output_map(predicted, rate, noise)
+    for index in range(4):
+        same = output_map(predicted[index], float(rate[index]), noise[index, 0])
+        torch.testing.assert_close(same, mapped[index], rtol=0, atol=1e-15)
+    assert output_map(predicted * math.nan, rate, noise).isnan().all()
+    assert output_map(predicted[0], 1.0, 0.0).isnan().all()
+    assert output_map(predicted[0], torch.tensor(0), torch.tensor([1])).isnan().all()
+    slope = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    assert output_map(predicted[1], slope, 0.2).requires_grad
 
 
 def test_maps_have_exact_gradients():
@@ -296,6 +347,7 @@ def test_confidence_just_above_one_is_not_taken_for_a_logit():
 HALF = torch.tensor([[0.5, 0.5]])
 THIRD = torch.tensor([[0.5, 0.25, 0.25]])
 EYE = torch.eye(2)
+FAR = torch.tensor(-1e300, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -329,6 +381,32 @@ EYE = torch.eye(2)
         (lambda: gls_posterior(HALF * 3, 0.1), ValueError, "posterior must be finite and sum to 1"),
         (lambda: gls_posterior(HALF * math.nan, 0.1), ValueError, "posterior must be finite and sum to 1"),
         (lambda: gls_posterior(torch.tensor([1.0]), 0.1), ValueError, "posterior must have at least 2 classes"),
+        (lambda: gls_posterior(HALF.to_sparse(), 0.1), TypeError, "posterior must be a dense tensor, got torch.sparse"),
+        (lambda: output_map(HALF, 1.1, 0.2), ValueError, r"smooth_rate must be a finite number in .* 1\], got 1.1"),
+        (lambda: output_map(HALF, -math.inf, 0.2), ValueError, "smooth_rate must be a finite number"),
+        (lambda: output_map(HALF, -1e40, 0.2), ValueError, r"smooth_rate must be a finite number.*got -1e\+40"),
+        (lambda: output_map(HALF, 0.1, -0.1), ValueError, r"noise_rate must be a finite number in \[0, 1\], got -0.1"),
+        (lambda: output_map(HALF, 0.1, 1.1), ValueError, r"noise_rate must be a finite number in \[0, 1\], got 1.1"),
+        (lambda: output_map(HALF, "0", 0.1), TypeError, "smooth_rate must be a real number, got '0'"),
+        (lambda: output_map(HALF, 0.1, [0.1]), TypeError, r"noise_rate must be a real number, got \[0.1\]"),
+        (lambda: output_map(HALF, torch.tensor([1.1]), 0), ValueError, r"smooth_rate must lie in .* 1\], got 1.1"),
+        (lambda: output_map(HALF, torch.tensor(math.nan), 0), ValueError, r"smooth_rate must lie in .* got nan"),
+        (lambda: output_map(HALF, FAR, 0), ValueError, r"smooth_rate must lie in .* got -1e\+300"),
+        (lambda: output_map(HALF.double(), -FAR.float(), 0), ValueError, "smooth_rate must lie in .* got inf"),
+        (lambda: output_map(HALF.double(), FAR.float(), 0), ValueError, "smooth_rate must lie in .* got -inf"),
+        (lambda: output_map(HALF, 0, torch.tensor([-0.1])), ValueError, r"noise_rate must lie in \[0, 1\], got -0.1"),
+        (lambda: output_map(HALF, 0, torch.tensor(1.1)), ValueError, r"noise_rate must lie in \[0, 1\], got 1.1"),
+        (lambda: output_map(HALF, torch.tensor(True), 0), TypeError, "smooth_rate must hold real numbers, got bool"),
+        (
+            lambda: output_map(HALF.repeat(3, 1), torch.zeros(2), 0.1),
+            ValueError,
+            r"must broadcast with posterior, got leading shapes \(2,\), \(\) and \(3,\)",
+        ),
+        (
+            lambda: output_map(HALF, torch.zeros(2, 1), torch.zeros(3, 1)),
+            ValueError,
+            r"smooth_rate and noise_rate must broadcast .* \(2, 1\), \(3, 1\) and \(1,\)",
+        ),
         (lambda: entropy(torch.tensor([1.2, -0.2])), ValueError, "posterior must not be negative.* -0.2"),
         (lambda: entropy(torch.tensor(1.0)), ValueError, "posterior must have at least 2 classes"),
         (lambda: kl_divergence(HALF, THIRD), ValueError, "target and predicted must have the same number.*2 and 3"),

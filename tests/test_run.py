@@ -145,6 +145,7 @@ def test_whole_numbers_become_the_floats_they_replace(book):
         ("02_two.seed=1", "no notebook named 02_two; known: 01_one"),
         ("seed=1", "--set seed=1: expected NOTEBOOK.PARAMETER=VALUE"),
         ("01_one.seed=[", "the value is not valid YAML"),
+        ("01_one.seed=2020-99-99", "the value is not valid YAML"),
     ],
 )
 def test_settings_refused(book, setting, message):
@@ -164,7 +165,21 @@ def test_unknown_profile_lists_the_known(book, capsys):
         ("profiles:\n  smoke: {description: d, notebooks: {01_one: {sede: 1}}}", "profile smoke, 01_one: no parameter"),
         ("profiles:\n  smoke: {description: d, notebooks: {09: {}}}", "profile smoke: no notebook named 09"),
         ("profiles:\n  smoke: {description: d, notebooks: {01_one: 3}}", "01_one: expected parameter: value, got 3"),
-        ("profiles:\n  smoke: {notebooks: {}}", "smoke: expected the keys description and notebooks"),
+        ("profiles:\n  smoke: {description: d, notebooks: {01_one: 0}}", "smoke, 01_one: expected .*value, got 0"),
+        ("profiles:\n  smoke: {description: d, notebooks: {01_one: no}}", "smoke, 01_one: expected .*value, got False"),
+        ("profiles:\n  smoke: {description: d, notebooks: {01_one: []}}", r"smoke, 01_one: expected .*value, got \[\]"),
+        (
+            "profiles:\n  smoke: {description: d, notebooks: [01_one]}",
+            r"profiles.yml: profile smoke, notebooks: expected notebook: parameters, got \['01_one'\]",
+        ),
+        ("profiles:\n  smoke: {description: d, notebooks: 01_one}", "smoke, notebooks: expected .* got '01_one'"),
+        ("profiles:\n  smoke: {description: d, notebooks: no}", "smoke, notebooks: expected .* got False"),
+        (
+            "profiles:\n  1: {description: d, notebooks: {}}",
+            "profiles.yml: profile 1: expected a name that is text, got int",
+        ),
+        ("profiles: {smoke: 2020-99-99}", "profiles.yml: not valid YAML: month must be in 1..12"),
+        ("profiles:\n  smoke: {notebooks: {}}", "smoke: expected the keys description and notebooks, got {'notebooks'"),
         ("smoke: {}", "expected one top-level key, profiles"),
         ("profiles:\n  smoke:\n  smoke:\n", "line 3: smoke is given twice"),
         ("profiles: [", "not valid YAML"),
@@ -179,6 +194,15 @@ def test_profiles_refused(book, text, message):
 def test_missing_profiles(book):
     (book / "book" / "profiles.yml").unlink()
     with pytest.raises(parameters.BookError, match=r"profiles\.yml: no such file"):
+        plan(book)
+
+
+@pytest.mark.parametrize("name", ["profiles.yml", "notebooks/01_one.ipynb"])
+def test_other_encodings_are_refused(book, name):
+    path = book / "book" / name
+    path.write_bytes(path.read_bytes().replace(b"a", "ä".encode("latin-1"), 1))
+    message = rf"{path.name}: .*expected text in UTF-8, got byte 0xe4 at position \d+"
+    with pytest.raises(parameters.BookError, match=message):
         plan(book)
 
 
@@ -217,11 +241,26 @@ def test_notebooks_refused(book, change, message):
         plan(book, "book")
 
 
-def test_no_notebook(book):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no json",
+        "[]",
+        '{"cells": 3}',
+        '{"cells": [], "metadata": {}, "nbformat": 99, "nbformat_minor": 0}',
+        '{"cells": [{"cell_type": "raw", "id": "a", "source": "", "metadata": {"tags": null}}], "metadata": {}, '
+        '"nbformat": 4, "nbformat_minor": 5}',
+    ],
+)
+def test_no_notebook(book, text):
     path = book / "book" / "notebooks" / "01_one.ipynb"
-    path.write_text("no json")
-    with pytest.raises(parameters.BookError, match=r"01_one\.ipynb: not a notebook"):
+    path.write_text(text)
+    with pytest.raises(parameters.BookError, match=r"01_one\.ipynb: not a notebook: \S"):
         plan(book)
+
+
+def test_no_notebooks(book):
+    path = book / "book" / "notebooks" / "01_one.ipynb"
     path.unlink()
     with pytest.raises(parameters.BookError, match="no notebooks"):
         plan(book)
@@ -250,6 +289,23 @@ def test_bad_command_line(book, arguments, capsys):
     with pytest.raises(SystemExit):
         run.main(["--root", str(book), *arguments])
     assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["[", "[]", "format: [jb-book]\nroot: index", "root: 2020-99-99"])
+def test_malformed_table_of_contents(book, text, capsys):
+    (book / "book" / "_toc.yml").write_text(text)
+    assert run.main(["--root", str(book), "--profile", "smoke"]) == 1
+    assert re.match(r"book: \S+/book/_toc\.yml: not a table of contents: \w", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("below", "reason"), [("", "File exists"), ("/deeper", "Not a directory")])
+def test_out_that_is_a_file(book, below, reason, capsys):
+    out = book / "taken"
+    out.write_text("mine")
+    assert run.main(["--root", str(book), "--profile", "smoke", "--out", f"{out}{below}"]) == 1
+    expected = f"book: --out {out}{below}: expected a folder, or a place for a new one: {reason}\n"
+    assert capsys.readouterr().err.startswith(expected)
+    assert out.read_text() == "mine"
 
 
 def test_only_without_match(book, capsys):
@@ -341,9 +397,15 @@ def test_warnings_are_errors(copy):
     assert site_bytes(copy) == site
 
 
-def test_build_with_an_address_has_colab_buttons(copy):
-    out, config = copy / "_build", (copy / "_config.yml").read_bytes()
-    html = run.render(copy, out, URL)
+def test_build_with_an_address_has_colab_buttons(copy, capsys, monkeypatch):
+    out, config, html = copy / "_build", (copy / "_config.yml").read_bytes(), copy / "_build" / "html"
+    monkeypatch.setenv("NLS_REPOSITORY_URL", URL)
+    monkeypatch.setenv("GITHUB_SHA", "0123456789abcdef")
+    monkeypatch.setattr(run, "execute_book", lambda *_: [])  # what `built` executed still holds
+    assert run.main(["--root", str(copy), "--profile", "smoke"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"launch copies of 0123456789ab: {out / 'launch'}; push what it holds to the branch launch ")
+    assert [path.name for path in (out / "launch" / "book" / "notebooks").iterdir()] == ["01_one.ipynb"]
     page = BeautifulSoup((html / "notebooks" / "01_one.html").read_text(), "html.parser")
     links = {tag["href"] for tag in page.find_all("a", href=True) if "colab" in tag["href"]}
     assert links == {
@@ -481,6 +543,31 @@ def test_check_site_command(built, tmp_path, capsys):
     assert capsys.readouterr().out == "0 findings\n"
     assert check_site.main([str(tmp_path)]) == 1
     assert "no finished build" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{",
+        '{"notebooks": []}',
+        '{"notebooks": {"01_one": 3}}',
+        '{"notebooks": {"01_one": {"parameters": {}, "cell_seconds": "1"}}}',
+    ],
+)
+def test_a_damaged_record(tmp_path, text, capsys):
+    (tmp_path / "html").mkdir()
+    (tmp_path / "run.json").write_text(text)
+    assert check_site.main([str(tmp_path)]) == 1
+    expected = f"{tmp_path / 'run.json'}: expected the record of a run, which `make book` writes, got b'"
+    assert capsys.readouterr().out.startswith(expected)
+    assert run.read_record(tmp_path) == {}  # a build runs all notebooks again
+
+
+def test_check_site_names_a_malformed_table_of_contents(copy, capsys):
+    (copy / "_build" / "stage" / "book" / "_toc.yml").write_text("[")
+    assert check_site.main([str(copy / "_build")]) == 1
+    assert "_toc.yml: not a table of contents: while parsing" in capsys.readouterr().out
 
 
 BAD_PAGE = """<html data-theme="light"><body><article>

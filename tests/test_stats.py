@@ -61,7 +61,9 @@ def test_pairing_removes_what_the_seeds_share():
 def test_pairing_uses_the_seeds_that_both_levels_have():
     table = make_table()
     table.loc[(table["seed"] == 2) & (table["rate"] == 0.0), "accuracy"] = np.nan
-    assert paired_interval(table, "accuracy", "rate", -1.0, 0.0).n == 4
+    found = paired_interval(table, "accuracy", "rate", -1.0, 0.0)
+    assert (found.n, found.missing) == (4, 1)
+    assert str(found).endswith("(n=4, 1 missing)")
 
 
 def test_tied_levels_are_those_that_the_runs_cannot_tell_apart():
@@ -74,6 +76,10 @@ def test_validation_selects_one_row_for_each_seed():
         {"seed": [0, 0, 1, 1], "validation_accuracy_noisy_validation": [0.5, 0.6, 0.7, 0.7], "decay": [0.0, 0.1] * 2}
     )
     assert select_by_validation(table)["decay"].tolist() == [0.1, 0.0]
+    twice = pd.concat([table[:2], table[2:].reset_index(drop=True)])  # equal labels of rows
+    assert select_by_validation(twice)["decay"].tolist() == [0.1, 0.0]
+    last = table.assign(validation_accuracy_last=[0.9, 0.6, 0.7, 0.8])
+    assert select_by_validation(last, "last")["decay"].tolist() == [0.0, 0.1]
 
 
 BAD = {
@@ -85,10 +91,19 @@ BAD = {
         lambda: paired_interval(pd.concat([make_table()] * 2), "accuracy", "rate", -1.0, 0.0),
         "one row for each seed",
     ),
+    "unknown column": (
+        lambda: paired_interval(make_table(), "speed", "rate", -1.0, 0.0),
+        "the columns 'speed', got seed",
+    ),
+    "unknown rule": (
+        lambda: select_by_validation(make_table(), "clean_test"),
+        "rule must be one of 'noisy_validation', 'last'",
+    ),
+    "no validation": (lambda: select_by_validation(make_table()), "the columns 'validation_accuracy_noisy_validation'"),
     "no common seed": (lambda: paired_interval(make_table(), "accuracy", "rate", -1.0, 0.7), "rate=0.7, got none"),
     "no value": (
         lambda: tied_levels(make_table().assign(accuracy=np.nan), "accuracy", "rate"),
-        "a finite value at every rate",
+        "accuracy must have a value in every row, got 20 without one",
     ),
 }
 

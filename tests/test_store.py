@@ -77,9 +77,42 @@ BAD = {
         lambda root: broken(root, "dataset,seed\na,0\na\n"),
         "a.csv, line 3: expected 2 values, got 1",
     ),
+    "not UTF-8": (
+        lambda root: (root / "study" / "c.csv").write_bytes(b"dataset\n\xff\n") and broken(root, "dataset,seed\na,0\n"),
+        r"c\.csv must be in UTF-8: .*0xff",
+    ),
+    "text among numbers": (
+        lambda root: broken(root, "dataset,seed\na,0.7\na,0.9x\na,\n"),
+        r"a\.csv, line 3: seed must be a number, got '0\.9x'",
+    ),
+    "study above": (
+        lambda root: load_results(".."),
+        r"study must be made of letters, .* not start with '\.', got '\.\.'",
+    ),
+    "study elsewhere": (lambda root: load_results(str(root / "study")), "study must be made of letters, .*, got '/"),
     "no rows": (lambda root: broken(root, "dataset,seed\n"), "a header and at least one row"),
     "other columns": (lambda root: broken(root, "dataset,other\na,0\n"), r"differ in \['other', 'seed'\]"),
     "comma": (lambda root: save_results(TABLE.assign(hidden="8,4"), "study"), "a comma or a line break"),
+    "comma in a column": (
+        lambda root: save_results(TABLE.assign(**{"a,b": 0}), "study"),
+        "must not hold a comma or a line break .* name of a column",
+    ),
+    "carriage return": (lambda root: save_results(TABLE.assign(hidden="8\r4"), "study"), "a comma or a line break"),
+    "empty table": (lambda root: save_results(TABLE[:0], "study"), "table must have at least one row, got none"),
+    "missing name": (
+        lambda root: save_results(TABLE, "study", by="accuracy"),
+        "by must be a column without missing values, got 1 in 'accuracy'",
+    ),
+    "saved above": (lambda root: save_results(TABLE, "../evil"), r"study must be made of letters, .*, got '\.\./evil'"),
+    "saved hidden": (lambda root: save_results(TABLE, ".study"), r"study must .* not start with '\.', got '\.study'"),
+    "file above": (
+        lambda root: save_results(TABLE.assign(dataset=["a", "b", "../evil"]), "study"),
+        r"dataset must be made of letters, .*, got '\.\./evil'",
+    ),
+    "file elsewhere": (
+        lambda root: save_results(TABLE.assign(dataset=str(root / "evil")), "study"),
+        "dataset must be made of letters, .*, got '/",
+    ),
     "no column": (lambda root: save_results(TABLE, "study", by="set"), "by must be a column of the table, got 'set'"),
 }
 
@@ -89,6 +122,31 @@ def test_bad_input_is_refused_with_its_name(case, root):
     call, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         call(root)
+    assert not [*root.parent.glob("*evil*"), *root.rglob("*evil*"), *root.glob(".study")]
+
+
+def test_refused_names_write_nothing(root):
+    with pytest.raises(ValueError, match="dataset must be made of letters"):
+        save_results(TABLE.assign(dataset=["a", "b", "~c"]), "new")
+    assert [path.name for path in root.iterdir()] == ["study"]
+
+
+def test_a_text_is_found_among_the_numbers_of_other_files(root):
+    (root / "study" / "c.csv").write_text("dataset,seed\nc,0\nc,1\n")
+    with pytest.raises(ValueError, match=r"a\.csv, line 2: seed must be a number, got '1o'"):
+        broken(root, "dataset,seed\na,1o\n")
+
+
+def test_texts_that_look_like_numbers_are_kept(root):
+    rows = {
+        "id": ["12", "3e4", "5", "ab"],
+        "hidden": ["32", "32", "32", "8x4"],
+        "normalized": [True, False, True, None],
+    }
+    save_results(pd.DataFrame({"dataset": ["a", "b", "c", "d"]} | rows), "study")
+    back = load_results("study")
+    assert back["hidden"].astype(str).tolist() == rows["hidden"]
+    assert back.index.tolist() == [0, 1, 2, 3]
 
 
 def test_a_missing_root_is_named(monkeypatch, tmp_path):

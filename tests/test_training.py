@@ -167,6 +167,17 @@ def test_initialisation_has_the_scale_of_torch_linear():
 FIT = {"num_classes": 3, "epochs": 1}
 BAD = {
     "features of integers": (lambda x, y: fit_stack(x.long(), y, **FIT), TypeError, "features must be a floating"),
+    "labels of a list": (lambda x, y: fit_stack(x, y.tolist(), **FIT), TypeError, "labels must be a torch tensor"),
+    "no features": (lambda x, y: fit_stack(x[:, :0], y, **FIT), ValueError, "none of them empty"),
+    "features not finite": (lambda x, y: fit_stack(x / 0, y, **FIT), ValueError, "features must be finite, got 200"),
+    "half precision": (lambda x, y: fit_stack(x.half(), y, **FIT), ValueError, "float32 or float64 on the CPU"),
+    "no step": (lambda x, y: fit_stack(x, y, learning_rate=0.0, **FIT), ValueError, "learning_rate must be"),
+    "no loss": (lambda x, y: fit_stack(x, y, loss_scale=0.0, **FIT), ValueError, "loss_scale must be"),
+    "evaluate of one value": (
+        lambda x, y: fit_stack(x, y, evaluate=lambda _: {"a": torch.zeros(1)}, **FIT),
+        ValueError,
+        r"\[5\] values for 'a'",
+    ),
     "labels of one axis": (lambda x, y: fit_stack(x, y[0], **FIT), ValueError, r"labels \[B, n\]"),
     "labels too short": (lambda x, y: fit_stack(x, y[:, 1:], **FIT), ValueError, r"\(5, 49\)"),
     "label out of range": (lambda x, y: fit_stack(x, y + 1, **FIT), ValueError, r"\[0, 2\], got the value 3"),
