@@ -37,7 +37,7 @@ book: $(STAMP)
 
 # One thread per test process: small tensors gain nothing from more, and lose much when processes compete.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(TEST_JOBS)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(TEST_JOBS) --dist worksteal
 
 lint: $(STAMP)
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .

@@ -20,11 +20,11 @@ SETUP = ["imports", "parameters", "settings"]
 PARTS = {
     "small samples": (
         {"num_seeds": 4},
-        ["grid", "grid-numbers", "best", "stored", "paper-numbers", "fig-sets", "rules", "rules-numbers", "controls",
-         "compare", "controls-numbers", "sgd"],
+        ["grid", "grid-numbers", "best", "best-claims", "stored", "paper-numbers", "fig-sets", "rules",
+         "rules-numbers", "controls", "compare", "controls-numbers", "sgd", "sgd-claims"],
     ),
     "plenty of data": ({"num_seeds": 2, "plenty_seeds": 2}, ["many", "posterior", "posterior-numbers"]),
-    "network": ({"num_seeds": 5, "plenty_seeds": 5}, ["many", "network"]),
+    "network": ({"num_seeds": 5, "plenty_seeds": 5}, ["many", "network", "network-claims"]),
 }  # fmt: skip
 TRAINED = {}  # grid -> table, for runs that do not mutate the training
 
