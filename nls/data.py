@@ -347,7 +347,7 @@ def _open_npz(path: Path, content: bytes) -> dict[str, np.ndarray]:
     try:
         archive = np.load(io.BytesIO(content), allow_pickle=False)
         return {key: archive[key] for key in archive.files}
-    # A damaged file can raise nearly anything: BadZipFile, EOFError, zlib.error, NotImplementedError, SyntaxError.
+    # A damaged file can raise nearly anything, from BadZipFile and zlib.error to EOFError and SyntaxError.
     except Exception as error:
         if "pickle" in str(error):
             raise ValueError(f"{path} holds Python objects (pickle), which are refused: save plain arrays") from error
