@@ -3,6 +3,8 @@
 PYTHON    ?= python3
 PROFILE   ?= book
 JOBS      ?=
+BENCH     ?=
+KILLS     ?= 20
 TEST_JOBS ?= 2
 
 VENV  := .venv
@@ -10,13 +12,15 @@ RUN   := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint smoke site-check clean
+.PHONY: help book test lint smoke bench torture site-check clean
 
 help:
 	@echo "make book         build the book into _build/html   (PROFILE=smoke|book|laptop|paper, JOBS=notebooks at once)"
 	@echo "make test         run the tests                      (TEST_JOBS=processes)"
 	@echo "make lint         check style and format"
 	@echo "make smoke        run every notebook in seconds      (into _build/smoke)"
+	@echo "make bench        measure speed side by side, print ratios (BENCH='--quick' tries it out)"
+	@echo "make torture      kill, fill and damage running grids  (KILLS=20)"
 	@echo "make site-check   open every page in Chromium, save screenshots to _build/screenshots"
 	@echo "make clean        remove what was built, but not the environment in $(VENV)"
 	@echo "PYTHON=python3.12 make ...   choose the interpreter of a new environment, 3.11 or newer"
@@ -44,6 +48,12 @@ lint: $(STAMP)
 
 smoke: $(STAMP)
 	@$(RUN) book/run.py --profile smoke --out _build/smoke $(if $(JOBS),--jobs $(JOBS))
+
+bench: $(STAMP)
+	@OMP_NUM_THREADS=1 $(RUN) benchmarks/run.py $(BENCH)
+
+torture: $(STAMP)
+	@OMP_NUM_THREADS=1 NLS_TORTURE_KILLS=$(KILLS) $(RUN) -m pytest -q tests/test_torture.py tests/test_cluster.py
 
 site-check: $(STAMP)
 	@$(RUN) book/check_site.py && $(RUN) book/browse_site.py

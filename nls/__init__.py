@@ -1,13 +1,16 @@
 """Label smoothing under noisy labels: losses, noise models and posterior-entropy analysis."""
 
 from nls.claims import Claim, ClaimError, check_claims, claims_table
-from nls.data import DataCard, Dataset, load_dataset
-from nls.grid import Cell, Grid, run_grid
+from nls.data import load_dataset
+from nls.each import fit_each
+from nls.engine import run_grid
+from nls.fused import fused_gls_loss
+from nls.grid import Cell, Grid
 from nls.losses import GLSLoss, backward_corrected_loss, forward_corrected_loss, gls_loss, gls_targets
 from nls.noise import (
-    NoiseReport,
     cifar10_asymmetric_transition,
     cifar10_pair_transition,
+    draw_instance_noise,
     draw_noisy_labels,
     noise_report,
     pair_transition,
@@ -25,7 +28,8 @@ from nls.posterior import (
     output_map,
 )
 from nls.rates import feasible_rate, frobenius_rate, optimal_smooth_rate
-from nls.stats import Interval, mean_interval, paired_interval, select_by_validation, tied_levels
+from nls.records import RecordStore
+from nls.stats import mean_interval, paired_interval, select_by_validation, tied_levels
 from nls.store import load_results, save_results
 from nls.training import fit_stack, seeded_generator
 
@@ -35,24 +39,24 @@ __all__ = [
     "Cell",
     "Claim",
     "ClaimError",
-    "DataCard",
-    "Dataset",
     "GLSLoss",
     "Grid",
-    "Interval",
-    "NoiseReport",
+    "RecordStore",
     "backward_corrected_loss",
     "check_claims",
     "cifar10_asymmetric_transition",
     "cifar10_pair_transition",
     "claims_table",
+    "draw_instance_noise",
     "draw_noisy_labels",
     "entropy",
     "expected_calibration_error",
     "feasible_rate",
+    "fit_each",
     "fit_stack",
     "forward_corrected_loss",
     "frobenius_rate",
+    "fused_gls_loss",
     "gls_loss",
     "gls_posterior",
     "gls_targets",

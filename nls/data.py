@@ -25,6 +25,7 @@ _FEWEST_EXAMPLES = 100
 _SPLITS = ("train", "validation", "test")
 _LARGEST = float(np.finfo(np.float32).max)
 _BUNDLED = ("breast_cancer", "digits", "wine")
+_BUNDLED_IMAGES = ("digits_images",)
 # Our name -> name and version on OpenML.
 _OPENML = {
     "banana": ("banana", 1),
@@ -80,16 +81,19 @@ class DataCard:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """A data set in three splits: standardised features, clean labels and, where known, true posteriors.
+    """A data set in three splits: features, clean labels and, where known, true posteriors.
 
     Attributes:
         name: The name it was asked for.
         class_names: One name per class; label k means ``class_names[k]``.
         card: Source, licence, version, sizes and preparation.
-        train_features: Features [n, d], float32; the same for validation and test.
+        train_features: Standardised features [n, d], float32, or images [n, C, H, W], uint8; the same for validation
+            and test.
         train_labels: Clean labels [n], int64; the same for validation and test.
         train_posterior: True posteriors P(y | x) [n, K], float64, or None where unknown; the same for validation
             and test.
+        train_indices: Rows [n] of the source that the examples are, int64, for images; None for plain features. They
+            pair the examples with labels from elsewhere. The same for validation and test.
     """
 
     name: str
@@ -104,6 +108,9 @@ class Dataset:
     train_posterior: torch.Tensor | None = None
     validation_posterior: torch.Tensor | None = None
     test_posterior: torch.Tensor | None = None
+    train_indices: torch.Tensor | None = None
+    validation_indices: torch.Tensor | None = None
+    test_indices: torch.Tensor | None = None
 
     @property
     def num_classes(self) -> int:
@@ -112,8 +119,8 @@ class Dataset:
 
     @property
     def num_features(self) -> int:
-        """Number of features d."""
-        return self.train_features.shape[1]
+        """Number of features d; of pixel values C H W for images."""
+        return self.train_features[0].numel()
 
     def __repr__(self) -> str:
         sizes = "/".join(map(str, self.card.split_sizes))
@@ -130,7 +137,7 @@ def dataset_names() -> tuple[str, ...]:
         >>> "twonorm" in dataset_names()
         True
     """
-    return tuple(sorted({*RECIPES, *_BUNDLED, *_OPENML}))
+    return tuple(sorted({*RECIPES, *_BUNDLED, *_BUNDLED_IMAGES, *_OPENML}))
 
 
 def load_dataset(
@@ -153,12 +160,19 @@ def load_dataset(
     One name, one data set: versions differ between sources (a local waveform.csv may be binary where the generator
     has three classes), and the card says which one you have.
 
+    Images are uint8 [n, C, H, W] and not standardised. ``digits_images`` are scikit-learn's digits with their grey
+    values 0..16 scaled to 0..255, split as ``digits``. A file with images has a test split of its own, which is kept;
+    a tenth of its training images, stratified by class, is the validation split.
+
     Args:
         name: Name of the data set.
         root: Folder with ``<name>.csv`` (header line, last column ``target``, a line break at the end of the file) or
-            ``<name>.npz`` (arrays ``features`` [n, d], ``labels`` [n] and optionally ``class_names`` [K]).
+            ``<name>.npz`` (arrays ``features`` [n, d], ``labels`` [n] and optionally ``class_names`` [K]; or, for
+            images, ``train_images`` uint8 [n, H, W] or [n, H, W, C], ``train_labels`` integers [n], ``test_images``,
+            ``test_labels`` and optionally ``class_names`` [K]).
         seed: Seed of the split, at least 0; for a generated set it also draws the sample.
-        num_examples: Size of a generated set, at least 100; 3000 if None.
+        num_examples: Size of a generated set, at least 100; 3000 if None. For images, how many to take of those that
+            are not a file's test images, at least 10 for each class, classes in equal shares as before; all if None.
 
     Returns:
         The data set with its card; the same arguments give the same tensors.
@@ -178,9 +192,15 @@ def load_dataset(
     if not re.fullmatch(r"\w[\w .+-]{0,99}", name):
         raise ValueError(f"name must be the plain name of a data set, without folders, got {name!r}")
     generator = np.random.default_rng(_checks.integer(seed, "seed"))
+    images, path = _find_images(name, root)
+    if images:
+        from nls.images import load_images
+
+        return load_images(name, path, seed, num_examples)
     drawn = root is None and name in RECIPES
     if num_examples is not None and not drawn:
-        raise ValueError(f"num_examples is for generated sets ({', '.join(RECIPES)}) without root, not for {name!r}")
+        known = ", ".join(RECIPES)
+        raise ValueError(f"num_examples is for generated sets ({known}) without root and for images, not for {name!r}")
     if drawn:
         size = _DEFAULT_NUM_EXAMPLES if num_examples is None else num_examples
         raw = draw(name, _checks.integer(size, "num_examples", low=_FEWEST_EXAMPLES), generator)
@@ -195,6 +215,21 @@ def load_dataset(
     else:
         raw = _look_up(name)
     return _prepare(name, raw, seed, generator, drawn)
+
+
+def _find_images(name: str, root: object) -> tuple[bool, Path | None]:
+    """Return whether a name means an image set here, and its file unless it is bundled."""
+    if root is None and (name in _BUNDLED_IMAGES or name in (*RECIPES, *_BUNDLED)):
+        return name in _BUNDLED_IMAGES, None
+    origin = _ENVIRONMENT if root is None else "root"
+    value = os.environ.get(_ENVIRONMENT) or None if root is None else root
+    path = None if value is None else _folder(value, origin) / f"{name}.npz"
+    # With a CSV file beside it, the name is refused further on.
+    if path is None or not path.is_file() or path.with_suffix(".csv").is_file():
+        return False, None
+    from nls.images import is_image_file
+
+    return is_image_file(path), path
 
 
 def _read_bundled(name: str) -> RawData:
@@ -325,7 +360,7 @@ def _encode(texts: list[str], where: Callable[[int], str]) -> tuple[np.ndarray, 
 
 def _read_npz(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Return features, labels and class names of an NPZ file."""
-    arrays = _open_npz(path, content)
+    arrays = open_npz(path, io.BytesIO(content))
     for key in ("features", "labels"):
         if key not in arrays:
             raise ValueError(f"{path} has no array {key!r}, found: {', '.join(arrays) or 'none'}")
@@ -342,11 +377,11 @@ def _read_npz(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray, tuple
     return features, *_encode([str(label) for label in labels.tolist()], lambda row: f"{path}, labels[{row}]")
 
 
-def _open_npz(path: Path, content: bytes) -> dict[str, np.ndarray]:
+def open_npz(path: Path, file: Path | io.BytesIO) -> dict[str, np.ndarray]:
     """Return the arrays of an NPZ file; nothing in it is executed."""
     try:
-        archive = np.load(io.BytesIO(content), allow_pickle=False)
-        return {key: archive[key] for key in archive.files}
+        with np.load(file, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
     # A damaged file can raise nearly anything, from BadZipFile and zlib.error to EOFError and SyntaxError.
     except Exception as error:
         if "pickle" in str(error):
@@ -397,7 +432,7 @@ def _download(name: str, folder: Path | None) -> RawData:
     return RawData(features, labels, class_names, "OpenML", licence, description)
 
 
-def _split_rows(features: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, int]:
+def split_rows(features: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, int]:
     """Return the split (0, 1, 2) of each row, and the number of rows that repeat an earlier one."""
     seen: dict[bytes, int] = {}
     # + 0.0 turns -0.0 into 0.0, which are equal but not as bytes.
@@ -447,7 +482,7 @@ def _prepare(name: str, raw: RawData, seed: int, generator: np.random.Generator,
     """Return the data set split, standardised and with its card."""
     if len(raw.class_names) < 2:
         raise ValueError(f"data set {name!r} has one class only ({raw.class_names[0]!r}); at least 2 are needed")
-    split, duplicates = _split_rows(raw.features, raw.labels, generator)
+    split, duplicates = split_rows(raw.features, raw.labels, generator)
     _check_classes(name, raw, split)
     features = torch.from_numpy(_standardise(name, raw.features, split == 0))
     # Files are often sorted by class; a random order within each split keeps batches mixed.

@@ -163,6 +163,36 @@ def plot_intervals(ax: Axes, effects: Mapping[str, Interval], colors: Sequence[s
     return ax
 
 
+def plot_states(ax: Axes, table: pd.DataFrame) -> Axes:
+    """Draw how much of a grid is trained: a square for each rate and noise rate, with "trained / all" written on it.
+
+    A complete square is filled, a part-trained one pale, one without any result white with a dashed edge; a cross says
+    that a run of it diverged.
+
+    Args:
+        ax: Where to draw.
+        table: Rows of :meth:`nls.RecordStore.table`, with ``smooth_rate``, ``noise_rate`` and ``state``.
+
+    Returns:
+        ``ax``.
+    """
+    places = rate_axis(ax, table["smooth_rate"].unique())
+    noise_rates = sorted(table["noise_rate"].unique())
+    for (rate, noise), states in table.groupby(["smooth_rate", "noise_rate"])["state"]:
+        done, count = int((states != "missing").sum()), len(states)
+        x, y = places[rate], noise_rates.index(noise)
+        face = "#1d6996" if done == count else "#bcd7e5" if done else "white"
+        edge = {"ls": "--", "ec": "#8a8a8a"} if not done else {"ec": "white"}
+        ax.add_patch(mpl.patches.Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fc=face, lw=1.0, **edge))
+        cross = " \N{MULTIPLICATION SIGN}" if (states == "diverged").any() else ""
+        color = "white" if done == count else "#222222"
+        ax.text(x, y, f"{done}/{count}{cross}", ha="center", va="center", size=8, color=color)
+    ax.set(xlim=(-0.6, len(places) - 0.4), ylim=(-0.6, len(noise_rates) - 0.4), ylabel="noise rate")
+    ax.set_yticks(range(len(noise_rates)), [format_rate(noise) for noise in noise_rates])
+    ax.grid(visible=False)
+    return ax
+
+
 def plot_heat(
     ax: Axes,
     frame: pd.DataFrame,

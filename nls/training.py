@@ -2,20 +2,72 @@ r"""Train many small networks at once: one stack, one pass over the data, hand-w
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from nls import _checks
+from nls.stack import Loss, LossSegment, Segment, StackedMLP, VmapEngine, automatic_chunk
+from nls.stack import gls_loss_and_gradient as gls_loss_and_gradient
 
-Evaluate = Callable[["StackedMLP"], dict[str, torch.Tensor]]
+Evaluate = Callable[[StackedMLP, slice], dict[str, torch.Tensor]]
 
 # The least step and the least factor of the loss: zero would train nothing and say so nowhere.
 TINY = 1e-12
+
+SCHEDULES = ("constant", "cosine", "step")
+
+# The ends of what a member's settings may be.
+RANGES = {
+    "smooth_rate": (-math.inf, 1.0),
+    "loss_scale": (TINY, math.inf),
+    "learning_rate": (TINY, math.inf),
+    "warmup_learning_rate": (TINY, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "max_update_norm": (TINY, math.inf),
+}
+
+
+def schedule_factor(schedule: str, step: int, num_steps: int) -> float:
+    r"""Return what the step size is multiplied by at a step of a run.
+
+    With the progress :math:`t = s / S` through the run: :math:`1` for ``"constant"``,
+    :math:`\tfrac12 (1 + \cos \pi t)` for ``"cosine"``, and for ``"step"`` 1 before :math:`t = \tfrac12`, then 0.1, and
+    0.01 from :math:`t = \tfrac34` on.
+
+    Args:
+        schedule: One of ``SCHEDULES``.
+        step: s, steps taken so far, in [0, num_steps).
+        num_steps: S, the steps of the whole run, at least 1.
+
+    Returns:
+        The factor, in (0, 1].
+
+    Raises:
+        TypeError: If a number is not an integer.
+        ValueError: If the schedule is unknown or the step lies outside the run.
+
+    Examples:
+        >>> [schedule_factor("step", step, 8) for step in (0, 3, 4, 6)]
+        [1.0, 1.0, 0.1, 0.01]
+        >>> round(schedule_factor("cosine", 4, 8), 3)
+        0.5
+
+    References:
+        Loshchilov and Hutter, 2017, arXiv:1608.03983 (cosine).
+    """
+    _checks.choice(schedule, "schedule", SCHEDULES)
+    num_steps = _checks.integer(num_steps, "num_steps", low=1)
+    step = _checks.integer(step, "step", high=num_steps - 1)
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * step / num_steps)) / 2
+    if schedule == "step":  # in integers, so that no rounding moves a drop
+        return 0.01 if 4 * step >= 3 * num_steps else 0.1 if 2 * step >= num_steps else 1.0
+    return 1.0
 
 
 def seeded_generator(seed: int, purpose: str) -> torch.Generator:
@@ -39,134 +91,16 @@ def seeded_generator(seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
-class StackedMLP:
-    r"""B multilayer perceptrons of one shape that read the same inputs.
-
-    :math:`z_b = W_b^{(L)} \max(0, \ldots \max(0, W_b^{(1)} x + v_b^{(1)}) \ldots) + v_b^{(L)}`.
-
-    All parameters lie in one flat buffer, ``parameters``, and all gradients in another, ``gradients``, so an optimiser
-    is a few in-place operations. The first layer of all members is a single matrix product, because they share ``x``.
-
-    Args:
-        sizes: Layer widths ``(num_features, hidden..., num_classes)``; ``(d, K)`` is a linear model.
-        num_members: B, at least 1.
-        generator: Draws one initialisation, which every member starts from.
-        dtype: ``torch.float32`` or ``torch.float64``.
-
-    Examples:
-        >>> stack = StackedMLP((4, 8, 3), num_members=5, generator=seeded_generator(0, "init"))
-        >>> stack.forward(torch.zeros(7, 4)).shape
-        torch.Size([5, 7, 3])
-    """
-
-    def __init__(
-        self, sizes: tuple[int, ...], num_members: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
-    ) -> None:
-        self.sizes, self.num_members = tuple(sizes), num_members
-        pairs = list(itertools.pairwise(sizes))
-        # The first weight is [d, B, h], so that x @ weight is one product; later ones are [B, in, out] for bmm.
-        shapes = [(d, num_members, h) if i == 0 else (num_members, d, h) for i, (d, h) in enumerate(pairs)]
-        shapes += [(num_members, h) for _, h in pairs]
-        self.parameters = torch.empty(sum(math.prod(s) for s in shapes), dtype=dtype)
-        self.gradients = torch.empty_like(self.parameters)
-        self.weights, self.biases = self._views(self.parameters, shapes)
-        self.weight_gradients, self.bias_gradients = self._views(self.gradients, shapes)
-        for i, (fan_in, fan_out) in enumerate(pairs):
-            bound = 1 / math.sqrt(fan_in)  # the default of torch.nn.Linear
-            weight = torch.empty(fan_in, fan_out, dtype=dtype).uniform_(-bound, bound, generator=generator)
-            self.weights[i].copy_(weight[:, None] if i == 0 else weight)
-            self.biases[i].copy_(torch.empty(fan_out, dtype=dtype).uniform_(-bound, bound, generator=generator))
-        self._activations: list[torch.Tensor] = []
-
-    @staticmethod
-    def _views(flat: torch.Tensor, shapes: list[tuple[int, ...]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        parts = flat.split([math.prod(s) for s in shapes])
-        views = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-        return views[: len(views) // 2], views[len(views) // 2 :]
-
-    def per_parameter(self, values: torch.Tensor) -> torch.Tensor:
-        """Spread one value per member, [B], over the flat buffer of parameters."""
-        flat = torch.empty_like(self.parameters)
-        weights, biases = self._views(flat, [w.shape for w in self.weights] + [b.shape for b in self.biases])
-        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            weight.copy_(values[None, :, None] if i == 0 else values[:, None, None])
-            bias.copy_(values[:, None])
-        return flat
-
-    def member(self, index: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return copies of one member's (weight [in, out], bias [out]) pairs, layer by layer."""
-        pairs = zip(self.weights, self.biases, strict=True)
-        return [((w[:, index] if i == 0 else w[index]).clone(), b[index].clone()) for i, (w, b) in enumerate(pairs)]
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Return logits [B, n, K] of features [n, d]."""
-        n, first = len(features), self.weights[0]
-        out = torch.addmm(self.biases[0].view(-1), features, first.view(len(first), -1))
-        out = out.view(n, self.num_members, -1).transpose(0, 1)
-        self._activations = [features]
-        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
-            self._activations.append(out.relu_())
-            out = torch.baddbmm(bias[:, None], out, weight)
-        return out
-
-    def backward(self, logit_gradients: torch.Tensor) -> None:
-        """Write the gradients of the last :meth:`forward`, given those on the logits, [B, n, K]."""
-        delta = logit_gradients
-        for i in range(len(self.weights) - 1, 0, -1):
-            active = self._activations[i]
-            torch.bmm(active.transpose(1, 2), delta, out=self.weight_gradients[i])
-            torch.sum(delta, 1, out=self.bias_gradients[i])
-            delta = torch.bmm(delta, self.weights[i].transpose(1, 2)).mul_(active > 0)
-        rows = delta.transpose(0, 1).reshape(delta.shape[1], -1)
-        torch.mm(self._activations[0].T, rows, out=self.weight_gradients[0].view(-1, rows.shape[1]))
-        torch.sum(rows, 0, out=self.bias_gradients[0].view(-1))
-
-
-def gls_loss_and_gradient(
-    logits: torch.Tensor, labels: torch.Tensor, smooth_rate: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""Return the generalised label smoothing loss and its gradient on the logits in one pass.
-
-    :math:`\ell_r = \log\sum_k e^{z_k} - (1-r) z_y - r \bar z` and
-    :math:`\partial\ell_r/\partial z_k = p_k - (1-r)\,[k=y] - r/K`.
-
-    Args:
-        logits: [B, n, K], any finite values.
-        labels: [B, n] class indices.
-        smooth_rate: [B], one rate for each member, at most 1.
-
-    Returns:
-        The losses [B, n] and the gradients [B, n, K].
-
-    Examples:
-        >>> loss, gradient = gls_loss_and_gradient(torch.zeros(1, 1, 2), torch.tensor([[1]]), torch.tensor([-1.0]))
-        >>> round(float(loss), 4), gradient.flatten().tolist()
-        (0.6931, [1.0, -1.0])
-
-    References:
-        Wei et al. 2022, arXiv 2106.04149.
-    """
-    rate = smooth_rate[:, None]
-    index = labels.unsqueeze(-1)
-    centred = logits - logits.amax(-1, keepdim=True)
-    gradient = centred.exp()
-    total = gradient.sum(-1, keepdim=True)
-    loss = total.log().squeeze(-1) - (1 - rate) * centred.gather(-1, index).squeeze(-1) - rate * centred.mean(-1)
-    gradient.div_(total).sub_((rate / logits.shape[-1]).unsqueeze(-1))
-    gradient.scatter_add_(-1, index, (rate - 1).unsqueeze(-1).expand(index.shape))
-    return loss, gradient
-
-
 @dataclass(frozen=True)
 class StackHistory:
     """What :func:`fit_stack` returns.
 
     Attributes:
-        curves: Name to [B, epochs]: ``train_loss`` (mean over the epoch's batches, before each step) and whatever
-            ``evaluate`` returned. Not a number from a member's divergence on.
+        curves: Name to float64 [B, warmup_epochs + epochs] on the CPU: ``train_loss`` (mean over the epoch's batches,
+            before each step) and whatever ``evaluate`` returned. Not a number from a member's divergence on.
         diverged_epoch: [B], the first epoch, counted from 1, at whose end a member's parameters or mean loss were not
             finite; 0 for a member that stayed finite.
-        stack: The trained networks.
+        stack: The trained networks, all members; the parameters of those that diverged are not numbers.
     """
 
     curves: dict[str, torch.Tensor]
@@ -188,6 +122,13 @@ def fit_stack(
     weight_decay: float | torch.Tensor = 0.0,
     loss_scale: float | torch.Tensor = 1.0,
     momentum: float = 0.9,
+    schedule: str = "constant",
+    warmup_epochs: int = 0,
+    warmup_learning_rate: float | torch.Tensor | None = None,
+    max_update_norm: float | torch.Tensor | None = None,
+    loss: Loss | None = None,
+    method: str = "manual",
+    chunk: int | None = None,
     seed: int = 0,
     evaluate: Evaluate | None = None,
 ) -> StackHistory:
@@ -198,21 +139,37 @@ def fit_stack(
     order, both drawn from ``seed``, so that differences between members are paired. A member that diverges does not
     touch the others.
 
+    At a rate below 0 the loss has no lower bound: a network that memorises its labels can follow it to infinity.
+    ``max_update_norm`` keeps such a run finite.
+
     Args:
-        features: [n, d], float32 or float64; the networks have the same type.
+        features: [n, d], float32 or float64; the networks have the same type and lie on the same device.
         labels: [B, n] class indices in [0, num_classes).
         smooth_rate: r, at most 1: one number, or one for each member, [B].
         num_classes: K, at least 2.
         hidden: Widths of the hidden layers; ``()`` is a linear model.
-        epochs: Passes over the data, at least 1.
+        epochs: Passes over the data after the warm-up, at least 1.
         batch_size: Examples in a step, at least 1; the last batch of an epoch may be smaller.
         optimizer: ``"adam"`` (betas .9 and .999, eps 1e-8) or ``"sgd"`` (with ``momentum``).
         learning_rate: Step size above 0; one number or [B].
         weight_decay: :math:`\gamma`, at least 0; one number or [B]; added to the gradient under both optimisers.
         loss_scale: a, above 0; one number or [B]; ``1 / (1 - r)`` gives the normalised loss.
         momentum: In [0, 1), used by ``"sgd"``.
+        schedule: What multiplies the step size, see :func:`schedule_factor`; it covers ``epochs``.
+        warmup_epochs: Passes that come before ``epochs``, with plain cross entropy (r = 0, a = 1, no ``loss``), a
+            constant step and an optimiser of their own.
+        warmup_learning_rate: Their step size, above 0; one number or [B]; ``learning_rate`` by default.
+        max_update_norm: The longest step, above 0, one number or [B]: a member's step, the change of all its
+            parameters at once, is shortened to it if its Euclidean norm is larger.
+        loss: None for generalised label smoothing, or a function of logits [B, n, K], labels [B, n] and the slice of
+            the members that these are, which returns losses [B, n]. Then ``smooth_rate`` is not to be given.
+        method: ``"manual"``, or ``"vmap"``: the same training, short and slow, by automatic differentiation.
+        chunk: Members trained at a time, at least 1; by default as many as fit the processor's cache. It changes
+            results by rounding only. For ``"manual"``.
         seed: Draws the initialisation and the order of the batches.
-        evaluate: Called with the stack after every epoch; returns name to [B].
+        evaluate: Called after every epoch with the stack of one chunk and the slice of the members that it holds;
+            returns name to one value for each of these members. What it returns for a member that diverged is not
+            kept: from the next epoch on that member is a network of zeros.
 
     Returns:
         The curves, the divergence epochs and the trained stack.
@@ -228,91 +185,208 @@ def fit_stack(
         >>> fit.curves["train_loss"].shape, fit.diverged_epoch.tolist()
         (torch.Size([2, 5]), [0, 0])
     """
-    num_classes = _checks.integer(num_classes, "num_classes", low=2)
-    features, labels = _checked_data(features, labels, num_classes)
-    num_members, n = labels.shape
-    rate = _per_member(smooth_rate, "smooth_rate", num_members, features.dtype, high=1.0)
-    scale = _per_member(loss_scale, "loss_scale", num_members, features.dtype, low=TINY)
-    epochs = _checks.integer(epochs, "epochs", low=1)
-    batch_size = _checks.integer(batch_size, "batch_size", low=1)
-    widths = tuple(_checks.integer(h, "hidden", low=1) for h in hidden)
-    sizes = (features.shape[1], *widths, num_classes)
-    stack = StackedMLP(sizes, num_members, seeded_generator(seed, "init"), features.dtype)
-    speed = _per_member(learning_rate, "learning_rate", num_members, features.dtype, low=TINY)
-    decay = _per_member(weight_decay, "weight_decay", num_members, features.dtype, low=0.0)
-    step = _optimizer(stack, optimizer, speed, decay, momentum)
-    order, curves = seeded_generator(seed, "order"), {}
-    by_example = labels.T.contiguous()  # a batch is then a few contiguous rows, which is 10 times faster to gather
-    diverged = torch.zeros(num_members, dtype=torch.long)
-    for epoch in range(1, epochs + 1):
-        total = torch.zeros(num_members, dtype=torch.float64)
-        for batch in torch.randperm(n, generator=order).split(batch_size):
-            loss, gradient = gls_loss_and_gradient(stack.forward(features[batch]), by_example[batch].T, rate)
-            total += loss.sum(1)
-            stack.backward(gradient.mul_((scale / len(batch))[:, None, None]))
-            step()
-        measured = {"train_loss": total / n} | (evaluate(stack) if evaluate else {})
-        finite = total.isfinite() & stack.forward(features[:1]).isfinite().all(-1).all(-1)
-        diverged[~finite & (diverged == 0)] = epoch
-        for name, values in measured.items():
-            if values.shape != (num_members,):
-                raise ValueError(f"evaluate must return [{num_members}] values for {name!r}, got {tuple(values.shape)}")
-            curves.setdefault(name, []).append(torch.where(diverged == 0, values.double(), torch.nan))
-    return StackHistory({k: torch.stack(v, 1) for k, v in curves.items()}, diverged, stack)
+    features, labels = _checked_data(features, labels, _checks.integer(num_classes, "num_classes", low=2))
+    _check_choices(optimizer, method, chunk, loss, smooth_rate, evaluate)
+    given = {"smooth_rate": smooth_rate, "loss_scale": loss_scale, "learning_rate": learning_rate}
+    given |= {"weight_decay": weight_decay, "max_update_norm": max_update_norm}
+    given["warmup_learning_rate"] = learning_rate if warmup_learning_rate is None else warmup_learning_rate
+    values = {name: _per_member(value, name, len(labels), features) for name, value in given.items()}
+    data = _Data(features, labels, _checks.integer(batch_size, "batch_size", low=1), seed)
+    phases = [
+        _warmup(values, _checks.integer(warmup_epochs, "warmup_epochs"), data.num_steps),
+        _Phase(values, loss, _factors(schedule, _checks.integer(epochs, "epochs", low=1), data.num_steps)),
+    ]
+    sizes = (features.shape[1], *(_checks.integer(width, "hidden", low=1) for width in hidden), num_classes)
+    momentum = _checks.number(momentum, "momentum", low=0.0, high=1.0, open_high=True)
+    make_engine = functools.partial(_ENGINES[method], optimizer=optimizer, momentum=momentum)
+    whole = StackedMLP(sizes, len(labels), seeded_generator(seed, "init"), features.dtype, features.device)
+    return _fit_chunks(whole, data, phases, make_engine, evaluate, _chunks(whole, chunk, method, batch_size))
 
 
-def _checked_data(features: object, labels: object, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return features [n, d] without gradient and int64 labels [B, n]."""
-    features, labels = _checks.floating(features, "features").detach(), _checks.tensor(labels, "labels")
-    if features.dtype not in (torch.float32, torch.float64) or features.device.type != "cpu":
-        raise ValueError(f"features must be float32 or float64 on the CPU, got {features.dtype} on {features.device}")
-    shapes_fit = features.ndim == labels.ndim == 2 and labels.shape[1] == len(features)
-    if not (shapes_fit and labels.numel() and features.numel()):
-        got = f"{tuple(features.shape)} and {tuple(labels.shape)}"
-        raise ValueError(f"features must have shape [n, d] and labels [B, n], none of them empty, got {got}")
-    if not bool(features.isfinite().all()):
-        raise ValueError(f"features must be finite, got {int((~features.isfinite()).sum())} values that are not")
-    return features, _checks.integer_labels(labels, "labels", num_classes)
+@dataclass(frozen=True)
+class _Data:
+    """What the members train on, and in which order."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    batch_size: int
+    seed: int
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in an epoch."""
+        return math.ceil(len(self.features) / self.batch_size)
 
 
-def _per_member(
-    value: float | torch.Tensor,
-    name: str,
-    num_members: int,
-    dtype: torch.dtype,
-    *,
-    low: float = -math.inf,
-    high: float = math.inf,
-) -> torch.Tensor:
-    """Return [B] values from one number or one for each member, all finite and in [low, high]."""
-    if isinstance(value, torch.Tensor) and value.ndim:
-        if value.shape != (num_members,):
-            raise ValueError(f"{name} must be one number or have shape ({num_members},), got {tuple(value.shape)}")
-        for item in value.tolist():
-            _checks.number(item, name, low=low, high=high)
-        return value.to(dtype)
-    return torch.full((num_members,), _checks.number(value, name, low=low, high=high), dtype=dtype)
+@dataclass(frozen=True)
+class _Phase:
+    """Epochs under one objective: the members' settings, the loss, and the factors of the step size, epoch by epoch."""
+
+    values: dict[str, torch.Tensor | None]
+    loss: Loss | None
+    factors: list[list[float]]
+
+    def part(self, members: slice) -> _Phase:
+        """Return the phase for some of the members."""
+        values = {name: None if value is None else value[members] for name, value in self.values.items()}
+        return replace(self, values=values)
+
+
+def _factors(schedule: str, epochs: int, num_steps: int) -> list[list[float]]:
+    """Return the factors of a schedule over a number of epochs, a list for each."""
+    _checks.choice(schedule, "schedule", SCHEDULES)
+    total = epochs * num_steps
+    factors = [schedule_factor(schedule, step, total) for step in range(total)]
+    return [factors[start : start + num_steps] for start in range(0, total, num_steps)]
+
+
+def _warmup(values: dict[str, torch.Tensor | None], epochs: int, num_steps: int) -> _Phase:
+    """Return epochs of plain cross entropy at a constant step."""
+    rate, scale = values["smooth_rate"], values["loss_scale"]
+    plain = {"smooth_rate": torch.zeros_like(rate), "loss_scale": torch.ones_like(scale)}
+    plain["learning_rate"] = values["warmup_learning_rate"]
+    return _Phase(values | plain, None, _factors("constant", epochs, num_steps))
+
+
+def _chunks(stack: StackedMLP, chunk: int | None, method: str, batch_size: int) -> list[slice]:
+    """Return which members to train together; automatic chunks are as equal as can be."""
+    total = stack.num_members
+    if chunk is None:
+        most = total if method == "vmap" else automatic_chunk(stack.sizes, batch_size, stack.parameters)
+        chunk = math.ceil(total / math.ceil(total / most))
+    return [slice(start, min(start + chunk, total)) for start in range(0, total, chunk)]
+
+
+def _fit_chunks(
+    whole: StackedMLP,
+    data: _Data,
+    phases: list[_Phase],
+    make_engine: Callable,
+    evaluate: Evaluate | None,
+    chunks: list[slice],
+) -> StackHistory:
+    """Train chunk after chunk and join what comes out."""
+    parts, diverged = [], []
+    for members in chunks:
+        stack = whole.part(members)
+        labels = data.labels[members]
+        curves, epochs = _fit_members(
+            stack,
+            replace(data, labels=labels),
+            [phase.part(members) for phase in phases if phase.factors],
+            functools.partial(make_engine, members=members),
+            None if evaluate is None else functools.partial(_evaluated, evaluate, stack, members),
+        )
+        whole.put(members, stack)
+        if parts and curves.keys() != parts[0].keys():
+            raise ValueError(f"evaluate must return the same names every time, got {sorted(curves)}")
+        parts.append(curves)
+        diverged.append(epochs)
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return StackHistory(joined, torch.cat(diverged), whole)
+
+
+def _fit_members(
+    stack: StackedMLP,
+    data: _Data,
+    phases: list[_Phase],
+    make_engine: Callable,
+    evaluate: Callable[[], dict[str, torch.Tensor]] | None,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Train the members of one stack and return their curves, [B, epochs], and divergence epochs, [B]."""
+    n, device = len(data.features), data.features.device
+    order, epoch = seeded_generator(data.seed, "order"), 0
+    curves: dict[str, list[torch.Tensor]] = {}
+    diverged = torch.zeros(stack.num_members, dtype=torch.long, device=device)
+    for phase in phases:
+        engine = make_engine(stack, data, phase)
+        for factors in phase.factors:
+            epoch += 1
+            if diverged.any():
+                engine.drop(diverged > 0)
+            total = engine.train_epoch(torch.randperm(n, generator=order).to(device), factors)
+            measured = {"train_loss": total / n} | (evaluate() if evaluate else {})
+            finite = total.isfinite()
+            for row in stack.rows(stack.parameters):
+                finite &= row.sum(1).isfinite()  # a sum is finite only if its terms are
+            diverged.masked_fill_(~finite & (diverged == 0), epoch)
+            if epoch > 1 and measured.keys() != curves.keys():
+                raise ValueError(f"evaluate must return the same names every time, got {sorted(measured)}")
+            for name, values in measured.items():
+                curves.setdefault(name, []).append(torch.where(diverged == 0, values, torch.nan))
+    for row in stack.rows(stack.parameters):
+        row.masked_fill_((diverged > 0)[:, None], torch.nan)
+    return {name: torch.stack(values, 1).cpu() for name, values in curves.items()}, diverged.cpu()
+
+
+def _evaluated(evaluate: Evaluate, stack: StackedMLP, members: slice) -> dict[str, torch.Tensor]:
+    """Return the caller's measurements in float64."""
+    measured = evaluate(stack, members)
+    if not isinstance(measured, dict):
+        raise TypeError(f"evaluate must return a dict, got {_checks.describe(measured)}")
+    for name, values in measured.items():
+        if _checks.tensor(values, f"evaluate's {name!r}").shape != (stack.num_members,):
+            got = tuple(values.shape)
+            raise ValueError(f"evaluate must return [{stack.num_members}] values for {name!r}, got {got}")
+    return {name: values.detach().to(stack.parameters.device, torch.float64) for name, values in measured.items()}
+
+
+class _ManualEngine:
+    """The fast way: gradients by hand, buffers made once, an optimiser on flat buffers."""
+
+    def __init__(
+        self, stack: StackedMLP, data: _Data, phase: _Phase, *, members: slice, optimizer: str, momentum: float
+    ) -> None:
+        self.stack, self.data = stack, data
+        self.gradients = torch.zeros_like(stack.parameters)
+        weights, bias = stack.views(self.gradients)
+        self.views = [*weights, bias]
+        self.step, self.keep, self.buffers = _optimizer(stack, optimizer, self.gradients, phase.values, momentum)
+        objective = (phase.values["smooth_rate"], phase.values["loss_scale"])
+        make = Segment if phase.loss is None else functools.partial(LossSegment, phase.loss, members)
+        # The last batch of an epoch may be smaller: then it is a segment of its own.
+        full, rest = divmod(len(data.features), data.batch_size)
+        self.segments = [
+            make(stack, size, steps, *objective) for size, steps in ((data.batch_size, full), (rest, 1)) if size * steps
+        ]
+
+    def train_epoch(self, order: torch.Tensor, factors: list[float]) -> torch.Tensor:
+        """Take the steps of an epoch and return each member's loss summed over the examples, before each step."""
+        total = torch.zeros(self.stack.num_members, dtype=torch.float64, device=order.device)
+        done, factor = 0, iter(factors)
+        for segment in self.segments:
+            while len(order) - done >= segment.size:
+                done += segment.load(self.data.features, self.data.labels, order[done:])
+                for step in range(segment.count):
+                    segment.backward(step, self.views, self.keep)
+                    self.step(next(factor))
+                total += segment.losses()
+        return total
+
+    def drop(self, gone: torch.Tensor) -> None:
+        """Stop members: zeros that no step moves, since arithmetic on values that are not finite is slow."""
+        for flat in (self.stack.parameters, self.gradients, *self.buffers):
+            for row in self.stack.rows(flat):
+                row.masked_fill_(gone[:, None], 0)
 
 
 def _optimizer(
-    stack: StackedMLP, name: str, learning_rate: torch.Tensor, weight_decay: torch.Tensor, momentum: float
-) -> Callable[[], None]:
-    """Return a function that takes one step of Adam or of SGD with momentum on the whole stack."""
-    _checks.choice(name, "optimizer", ("adam", "sgd"))
-    momentum = _checks.number(momentum, "momentum", low=0.0, high=1.0, open_high=True)
-    parameters, gradients = stack.parameters, stack.gradients
-    rate, decay = stack.per_parameter(learning_rate), stack.per_parameter(weight_decay)
-    decays = bool((weight_decay > 0).any())
-    first, second = torch.zeros_like(parameters), torch.zeros_like(parameters)
-    beta1, beta2, eps, count = 0.9, 0.999, 1e-8, 0
+    stack: StackedMLP, name: str, gradients: torch.Tensor, values: dict[str, torch.Tensor | None], momentum: float
+) -> tuple[Callable[[float], None], float, list[torch.Tensor]]:
+    """Return a function that takes a step of Adam or of SGD, the share of the gradients to keep, and its state."""
+    parameters, decay = stack.parameters, stack.per_parameter(values["weight_decay"])
+    decays = bool((values["weight_decay"] > 0).any())
+    move, speed = _mover(stack, gradients, values["learning_rate"], values["max_update_norm"])
+    if name == "adam":
+        first, second, spare = (torch.zeros_like(gradients) for _ in range(3))
+    (beta1, beta2), epsilon, count = (0.9, 0.999), 1e-8, 0
 
-    def step_sgd() -> None:
+    def step_sgd(factor: float) -> None:
         if decays:
             gradients.addcmul_(parameters, decay)
-        torch.add(gradients, first, alpha=momentum, out=first)
-        parameters.addcmul_(first, rate, value=-1)
+        move(factor)
 
-    def step_adam() -> None:
+    def step_adam(factor: float) -> None:
         nonlocal count
         count += 1
         if decays:
@@ -320,8 +394,87 @@ def _optimizer(
         first.lerp_(gradients, 1 - beta1)
         second.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
         scale = math.sqrt(1 - beta2**count)
-        denominator = second.sqrt().add_(eps * scale)
-        torch.mul(first, rate, out=gradients)  # the gradients are spent: reuse their memory
-        parameters.addcdiv_(gradients, denominator, value=-scale / (1 - beta1**count))
+        torch.sqrt(second, out=spare).add_(epsilon * scale)
+        torch.div(first, spare, out=gradients)  # the gradients are spent: reuse their memory
+        move(factor * scale / (1 - beta1**count))
 
-    return step_adam if name == "adam" else step_sgd
+    return (step_adam, 0.0, [speed, first, second]) if name == "adam" else (step_sgd, momentum, [speed])
+
+
+def _mover(
+    stack: StackedMLP, direction: torch.Tensor, learning_rate: torch.Tensor, limit: torch.Tensor | None
+) -> tuple[Callable[[float], None], torch.Tensor]:
+    """Return a function that moves the parameters against ``direction``, and the step sizes that it reads."""
+    parameters, speed = stack.parameters, stack.per_parameter(learning_rate)
+    rows = list(zip(stack.rows(parameters), stack.rows(direction), stack.rows(speed), strict=True))
+
+    def move(factor: float) -> None:
+        parameters.addcmul_(direction, speed, value=-factor)
+
+    def move_at_most(factor: float) -> None:
+        own = rows[0][2][:, 0]  # a member's step size is the same for all its parameters
+        lengths = torch.stack([torch.linalg.vector_norm(change, dim=1) for _, change, _ in rows])
+        length = torch.linalg.vector_norm(lengths, dim=0).mul_(own).mul_(factor)
+        # The quotient of equal numbers is exactly 1; a length that overflows gives no step rather than a wrong one.
+        share = (limit / torch.maximum(length, limit)).mul_(own)[:, None]
+        for parameter, change, _ in rows:
+            parameter.addcmul_(change, share, value=-factor)
+
+    return move if limit is None else move_at_most, speed
+
+
+_ENGINES = {"manual": _ManualEngine, "vmap": VmapEngine}
+
+
+def _check_choices(
+    optimizer: object, method: object, chunk: object, loss: object, smooth_rate: object, evaluate: object
+) -> None:
+    """Raise unless the options are known and fit together."""
+    _checks.choice(optimizer, "optimizer", ("adam", "sgd"))
+    _checks.choice(method, "method", tuple(_ENGINES))
+    if chunk is not None:
+        _checks.integer(chunk, "chunk", low=1)
+        if method == "vmap":
+            raise ValueError(
+                f"chunk must not be given with method='vmap', which trains all members at once, got {chunk}"
+            )
+    for name, function in (("loss", loss), ("evaluate", evaluate)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name} must be None or a function, got {_checks.describe(function)}")
+    if loss is not None and (isinstance(smooth_rate, torch.Tensor) or smooth_rate != 0):
+        got = _checks.describe(smooth_rate)
+        raise ValueError(f"smooth_rate must not be given with a loss of your own, which would not see it, got {got}")
+
+
+def _checked_data(features: object, labels: object, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return features [n, d] without gradient and int64 labels [B, n] beside them."""
+    features, labels = _checks.floating(features, "features").detach(), _checks.tensor(labels, "labels")
+    if features.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"features must be float32 or float64, got {features.dtype}")
+    shapes_fit = features.ndim == labels.ndim == 2 and labels.shape[1] == len(features)
+    if not (shapes_fit and labels.numel() and features.numel()):
+        got = f"{tuple(features.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"features must have shape [n, d] and labels [B, n], none of them empty, got {got}")
+    if not bool(features.isfinite().all()):
+        raise ValueError(f"features must be finite, got {int((~features.isfinite()).sum())} values that are not")
+    labels = _checks.integer_labels(labels.cpu(), "labels", num_classes)  # values are checked on the CPU only
+    return features.contiguous(), labels.to(features.device)
+
+
+def _per_member(
+    value: float | torch.Tensor | None, name: str, num_members: int, like: torch.Tensor
+) -> torch.Tensor | None:
+    """Return [B] values from one number or one for each member, all finite and in range; no limit stays None."""
+    low, high = RANGES[name]
+    if value is None and name == "max_update_norm":
+        return None
+    if isinstance(value, torch.Tensor) and value.ndim:
+        if value.shape != (num_members,):
+            raise ValueError(f"{name} must be one number or have shape ({num_members},), got {tuple(value.shape)}")
+        numbers = [_checks.number(item, name, low=low, high=high) for item in value.tolist()]
+    else:
+        numbers = [_checks.number(value, name, low=low, high=high)] * num_members
+    largest = max(numbers, key=abs)
+    if abs(largest) > torch.finfo(like.dtype).max:
+        raise ValueError(f"{name} must be finite in {like.dtype}, got {largest:g}")
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device)

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import nls
-import nls.grid
+import nls.chunk
+import nls.engine
 import nls.noise
+import nls.stack
 import nls.training
 from nls import plotting
 
@@ -19,7 +21,7 @@ SETUP = ["imports", "parameters", "settings"]
 # The page in parts that share only the set-up, each smaller than in the book and large enough for its claims to hold.
 PARTS = {
     "small samples": (
-        {"num_seeds": 4},
+        {"num_seeds": 6, "control_seeds": 20},
         ["grid", "grid-numbers", "best", "best-claims", "stored", "paper-numbers", "fig-sets", "rules",
          "rules-numbers", "controls", "compare", "controls-numbers", "sgd", "sgd-claims"],
     ),
@@ -31,31 +33,29 @@ TRAINED = {}  # grid -> table, for runs that do not mutate the training
 
 def rate_becomes(change):
     """Train with another rate than the one asked for."""
-    original = nls.training.gls_loss_and_gradient
+    original = nls.stack.target_values
 
     def mutate(patch):
-        patch.setattr(
-            nls.training, "gls_loss_and_gradient", lambda logits, labels, rate: original(logits, labels, change(rate))
-        )
+        patch.setattr(nls.stack, "target_values", lambda rate, num_classes: original(change(rate), num_classes))
 
     return mutate
 
 
 def shuffle_labels(patch):
     """Train on labels that have nothing to do with the inputs."""
-    original = nls.grid.draw_noisy_labels
+    original = nls.chunk.draw_noisy_labels
 
     def shuffled(labels, transition, generator):
         return original(labels, transition, generator)[torch.randperm(len(labels), generator=generator)]
 
-    patch.setattr(nls.grid, "draw_noisy_labels", shuffled)
+    patch.setattr(nls.chunk, "draw_noisy_labels", shuffled)
 
 
 def count_the_true_class(patch):
     """Draw symmetric noise by the other convention, in which a flip may land on the true class."""
     original = nls.noise.symmetric_transition
     noise = {"symmetric": lambda k, rate: original(k, rate * (k - 1) / k)}
-    patch.setattr(nls.grid, "_TRANSITIONS", noise)
+    patch.setattr(nls.chunk, "TRANSITIONS", noise)
 
 
 def drop_adam(patch):
@@ -63,7 +63,7 @@ def drop_adam(patch):
     original = nls.training._optimizer
     patch.setattr(nls.training, "_optimizer", lambda stack, name, *rest: original(stack, "sgd", *rest))
     reuse = nls.run_grid
-    fresh = nls.grid.run_grid
+    fresh = nls.engine.run_grid
     patch.setattr(nls, "run_grid", lambda grid: fresh(grid) if any(cell.normalized for cell in grid) else reuse(grid))
 
 
@@ -73,7 +73,7 @@ def report_the_last_epoch(patch):
 
     def run(grid):
         table = original(grid)
-        return table.assign(**{f"accuracy_{rule}": table["accuracy_last"] for rule in nls.grid.RULES})
+        return table.assign(**{f"accuracy_{rule}": table["accuracy_last"] for rule in nls.chunk.RULES})
 
     patch.setattr(nls, "run_grid", run)
 
@@ -145,7 +145,7 @@ def remember(grid):
     """Train a grid once in this process."""
     key = tuple(cell.id for cell in grid)
     if key not in TRAINED:
-        TRAINED[key] = nls.grid.run_grid(grid)
+        TRAINED[key] = nls.engine.run_grid(grid)
     return TRAINED[key].copy()
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import math
 import time
+from fractions import Fraction
 
 import pytest
 import torch
@@ -12,12 +13,13 @@ from nls.noise import (
     cifar10_asymmetric_transition,
     cifar10_pair_transition,
     draw_noisy_labels,
+    draw_symmetric_labels,
     noise_report,
     pair_transition,
     symmetric_transition,
 )
 
-LARGEST_UNIFORM = 1 - 2**-53
+LOW_BITS = 2**32 - 1
 FAMILIES = {
     "symmetric": lambda rate: symmetric_transition(10, rate),
     "pair": lambda rate: pair_transition(10, rate),
@@ -40,23 +42,26 @@ def random_transition(num_classes, seed=0, zeros=0.0):
 
 
 def draw_one_by_one(labels, transition, generator):
-    """Oracle: the same uniforms, one label and one class at a time."""
+    """Oracle: the same integers, one label and one class at a time."""
     rows = transition.double().tolist()
+    integers = torch.empty(len(labels), dtype=torch.int64).random_(generator=generator).tolist()
     result = []
-    for start in range(0, len(labels), 65_536):
-        part = labels[start : start + 65_536].tolist()
-        flips, picks = torch.rand(2, len(part), dtype=torch.float64, generator=generator).tolist()
-        for label, flip, pick in zip(part, flips, picks, strict=True):
-            wrong = [(k, p) for k, p in enumerate(rows[label]) if k != label and p > 0]
-            mass = sum(p for _, p in wrong)
-            chosen, below = label, 0.0
-            if flip < 1 - rows[label][label] and mass > 0:
-                for k, p in wrong:
-                    chosen, below = k, below + p / mass
-                    if pick < below:
-                        break
-            result.append(chosen)
+    for label, integer in zip(labels.tolist(), integers, strict=True):
+        wrong = [(k, p) for k, p in enumerate(rows[label]) if k != label and p > 0]
+        mass = sum(p for _, p in wrong)
+        pick = (integer & LOW_BITS) / 2**32
+        chosen, below = label, 0.0
+        if integer < (1 - rows[label][label]) * 2**63 and mass > 0:
+            for k, p in wrong:
+                chosen, below = k, below + p / mass
+                if pick < below:
+                    break
+        result.append(chosen)
     return torch.tensor(result)
+
+
+def fix_integers(monkeypatch, integer):
+    monkeypatch.setattr(torch.Tensor, "random_", lambda self, **_: self.fill_(integer))
 
 
 # Transition matrices
@@ -192,18 +197,21 @@ def test_draws_used_do_not_depend_on_the_rate():
     assert states[0].equal(states[2])
 
 
-@pytest.mark.parametrize("pick", [0.0, LARGEST_UNIFORM])
+@pytest.mark.parametrize("pick", [0, LOW_BITS])
+@pytest.mark.parametrize("repeats", [1, 20])
 @pytest.mark.parametrize("num_classes", [2, 3, 10, 1000])
-def test_impossible_classes_are_not_drawn_at_the_ends_of_the_uniform(monkeypatch, pick, num_classes):
+def test_impossible_classes_are_not_drawn_at_the_ends_of_the_uniform(monkeypatch, pick, repeats, num_classes):
     transition = random_transition(num_classes, seed=7, zeros=0.8)
     transition[-1] = 0
     transition[-1, 0] = 1
     transition[0] = 0
     transition[0, [0, 1]] = 0.5
     labels = torch.arange(num_classes)
-    uniforms = torch.stack([torch.zeros(num_classes), torch.full((num_classes,), pick, dtype=torch.float64)])
-    monkeypatch.setattr(noise.torch, "rand", lambda *_, **__: uniforms)
-    drawn = draw_noisy_labels(labels, transition, seeded())
+    fix_integers(monkeypatch, pick)
+    # Many labels per class: a table of first bits is used.
+    drawn = draw_noisy_labels(labels.repeat(repeats), transition, seeded())
+    assert drawn.equal(drawn[:num_classes].repeat(repeats))
+    drawn = drawn[:num_classes]
     assert (transition[labels, drawn] > 0).all()
     can_flip = transition.diagonal() < 1
     assert can_flip.sum() > 1
@@ -218,11 +226,103 @@ def test_sure_rows_never_flip_and_zero_diagonals_always_do(monkeypatch):
     labels = torch.tensor([1, 2]).repeat(50_000)
     drawn = draw_noisy_labels(labels, transition, seeded(8))
     assert ((drawn != labels) == (labels == 1)).all()
-    monkeypatch.setattr(noise.torch, "rand", lambda _, n, **__: torch.zeros(2, n, dtype=torch.float64))
+    fix_integers(monkeypatch, 0)
     assert draw_noisy_labels(torch.tensor([2, 2]), transition, seeded()).tolist() == [2, 2]
     # Rounding may leave a sure row just below 1, with no class to flip to.
     transition[2, 2] = 1 - 1e-9
     assert draw_noisy_labels(torch.tensor([2, 2]), transition, seeded()).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("probability", [0.0, 2**-60, 0.25, 0.7, 1 - 2**-53, 1.0])
+def test_limits_hold_the_probability(probability):
+    limit = noise._integer_limits(torch.tensor(probability, dtype=torch.float64)).item()
+    assert limit + 1 == Fraction(probability) * 2**63
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.6])
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 40])
+def test_first_bits_decide_as_the_search_does(num_classes, zeros):
+    transition = random_transition(num_classes, seed=num_classes, zeros=zeros)
+    _, ends = noise._flip_tables(transition)
+    guide = noise._guide(ends, 200 * num_classes)
+    clean = torch.randint(num_classes, (40_000,), generator=seeded(1))
+    low = torch.randint(2**32, (40_000,), generator=seeded(2))
+    # Positions at the ends of classes and of cells, and one below.
+    low[:10_000] = ends.flatten()[torch.randint(num_classes**2, (10_000,), generator=seeded(3))]
+    low[10_000:20_000] &= ~(2**24 - 1)
+    low[5_000:15_000] -= 1
+    low &= LOW_BITS
+    searched = noise._wrong_classes(clean, low.clone(), ends, None)
+    assert noise._wrong_classes(clean, low.clone(), ends, guide).equal(searched)
+    assert (guide >= 0).double().mean() > 0.4
+    assert noise._guide(ends, num_classes) is None
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 9, 10, 1000])
+@pytest.mark.parametrize("noise_rate", [0.0, 0.3, 1.0])
+def test_symmetric_labels_are_those_of_the_matrix(num_classes, noise_rate):
+    labels = torch.randint(num_classes, (3, 5_000), generator=seeded(1))
+    drawn = draw_symmetric_labels(labels, num_classes, noise_rate, seeded(2))
+    transition = symmetric_transition(num_classes, noise_rate)
+    assert drawn.equal(draw_noisy_labels(labels, transition, seeded(2)))
+    # The general path finds the same classes in its tables.
+    flips, ends = noise._flip_tables(transition)
+    integers = torch.empty(15_000, dtype=torch.int64).random_(generator=seeded(2))
+    wrong = noise._wrong_classes(labels.flatten(), integers & LOW_BITS, ends, noise._guide(ends, 15_000))
+    assert drawn.flatten().equal(torch.where(integers <= flips[labels.flatten()], wrong, labels.flatten()))
+
+
+def test_fifty_thousand_classes_without_a_matrix():
+    labels, num_classes = torch.arange(50_000).repeat(8), 50_000
+    drawn = draw_symmetric_labels(labels, num_classes, 0.4, seeded(3))
+    flipped = drawn != labels
+    standard_error = math.sqrt(0.4 * 0.6 / len(labels))
+    assert abs(flipped.double().mean().item() - 0.4) <= 5 * standard_error
+    # Steps to the wrong class, uniform on 1 to K - 1: mean K / 2, variance (K - 1)**2 / 12.
+    steps = (drawn - labels)[flipped].remainder(num_classes).double()
+    assert abs(steps.mean().item() - num_classes / 2) <= 5 * (num_classes - 1) / math.sqrt(12 * len(steps))
+    assert steps.min() >= 1
+    lower = draw_symmetric_labels(labels, num_classes, 0.1, seeded(3))
+    assert lower[lower != labels].equal(drawn[lower != labels])
+
+
+def test_almost_symmetric_matrices_take_the_general_path():
+    transition = symmetric_transition(3, 0.4)
+    assert noise._is_symmetric_noise(transition)
+    for i, j in itertools.product(range(3), repeat=2):
+        changed = transition.clone()
+        changed[i, j] += 1e-9
+        assert not noise._is_symmetric_noise(changed)
+    assert noise._is_symmetric_noise(torch.full((3, 3), 1 / 3, dtype=torch.float64))
+    assert noise._is_symmetric_noise(symmetric_transition(2, 0.2))
+    assert not noise._is_symmetric_noise(pair_transition(3, 0.2))
+
+
+def test_labels_do_not_depend_on_the_chunk(monkeypatch):
+    labels, transition = torch.randint(5, (1000,), generator=seeded(1)), random_transition(5, seed=2)
+    expected = draw_noisy_labels(labels, transition, seeded(3))
+    monkeypatch.setattr(noise, "CHUNK", 64)
+    generator, other = seeded(3), seeded(3)
+    assert draw_noisy_labels(labels, transition, generator).equal(expected)
+    torch.empty(1000, dtype=torch.int64).random_(generator=other)
+    assert generator.get_state().equal(other.get_state())
+    assert draw_noisy_labels(labels[:500], transition[:5], seeded(3)).equal(expected[:500])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((torch.tensor([3]), 3, 0.1, seeded()), ValueError, r"labels must lie in \[0, 2\], got the value 3"),
+        (([0], 3, 0.1, seeded()), TypeError, "labels must be a torch tensor, got list"),
+        ((torch.tensor([0]), 1, 0.1, seeded()), ValueError, "num_classes must be at least 2, got 1"),
+        ((torch.tensor([0]), 2**31 + 1, 0.1, seeded()), ValueError, "num_classes must be at most 2147483648"),
+        ((torch.tensor([0]), 3, 1.1, seeded()), ValueError, r"noise_rate must be a finite number in \[0, 1\], got 1.1"),
+        ((torch.tensor([0]), 3, 0.1, 0), TypeError, r"generator must be a torch.Generator.*got 0 \(int\)"),
+    ],
+)
+def test_symmetric_draw_refuses_bad_input(arguments, error, message):
+    with pytest.raises(error, match=message):
+        draw_symmetric_labels(*arguments)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (7,), (2, 3, 4)])

@@ -90,3 +90,11 @@ def test_glue_stores_plain_numbers(capsys, monkeypatch):
     plotting.glue("name", np.float64(0.5))
     assert seen["data"] == {"application/papermill.record/text/plain": "0.5"}
     assert seen["meta"]["name"] == "name"
+
+
+def test_states_say_how_much_is_trained(ax):
+    states = ["done", "done", "missing", "diverged", "missing", "missing"]
+    table = pd.DataFrame({"smooth_rate": [0.0, 0.0, -1.0, -1.0, 0.4, 0.4], "noise_rate": 0.2, "state": states})
+    plotting.plot_states(ax, table)
+    assert {text.get_text() for text in ax.texts} == {"2/2", "1/2 \N{MULTIPLICATION SIGN}", "0/2"}
+    assert len({patch.get_facecolor() for patch in ax.patches if patch.get_width() == 0.92}) == 3

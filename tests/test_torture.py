@@ -1,0 +1,182 @@
+"""Kill, fill, lock and damage a running grid; the resumed table must equal the uninterrupted one.
+
+Three random kills by default; ``make torture`` makes twenty. The seed of the moments is printed and can be given.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+
+from nls.engine import CHUNK, run_grid
+from nls.grid import Grid
+from nls.records import RecordStore, RecordWarning
+
+ROOT = Path(__file__).parents[1]
+KILLS = int(os.environ.get("NLS_TORTURE_KILLS", "3"))
+SEED = int(os.environ.get("NLS_TORTURE_SEED") or time.time_ns() % 10**6)
+FACTORS = {
+    "dataset": "digits", "noise_rate": [0.0, 0.4], "smooth_rate": [0.8, 0.4, 0.2, 0.0, -0.2, -0.4, -0.8, -1.0, -2.0],
+    "seed": range(6), "hidden": (32, 32), "epochs": 40, "optimizer": "sgd", "learning_rate": 0.02,
+    "max_update_norm": 1.0,
+}  # fmt: skip
+GRID = Grid(**FACTORS)
+SCRIPT = f"from nls import Grid, run_grid; import sys; run_grid(Grid(**{FACTORS!r}), store=sys.argv[1], workers=2)"
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The table of an uninterrupted run; seconds are those of the clock."""
+    return run_grid(GRID, workers=2).drop(columns="seconds")
+
+
+def start(store, **options):
+    """Start a run with two workers in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(store)], env=environment, cwd=ROOT, **options)
+
+
+def stored(folder):
+    """Return name -> (inode, time of writing) of the records in a folder."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("*.json")}
+
+
+def assert_resumes(folder, whole, before=None):
+    """Run the grid to its end in the folder; nothing that was sound before may be written again."""
+    before = stored(folder) if before is None else before
+    table = run_grid(GRID, store=folder, workers=2)
+    pd.testing.assert_frame_equal(table.drop(columns="seconds"), whole)
+    after = stored(folder)
+    assert {name: after[name] for name in before} == before
+    assert table.attrs["trained"] == len(GRID) - len(before)
+    assert set(after) == {f"{cell.id}.json" for cell in GRID}
+    assert {path.name for path in folder.iterdir()} - set(after) <= {".lock"}
+    return table.attrs
+
+
+def wait_for_death(processes):
+    """Return those that live on three seconds later."""
+    return psutil.wait_procs(processes, timeout=3)[1]
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_a_killed_run_goes_on_where_it_stopped(number, whole, tmp_path, capsys):
+    folder, moment = tmp_path / "store", random.Random(SEED + number).random()
+    run = start(folder)
+    while not stored(folder) and run.poll() is None:  # importing torch takes seconds in which little can be broken
+        time.sleep(0.01)
+    # Records come for some two seconds: from shortly before the first to shortly after the last.
+    time.sleep(2.5 * moment)
+    family = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)] if run.poll() is None else []
+    run.send_signal(signal.SIGKILL)
+    status, orphans = run.wait(), wait_for_death(family)
+    before = stored(folder)
+    parts = [path.name for path in folder.glob(".*.part")]
+    attrs = assert_resumes(folder, whole, before)
+    with capsys.disabled():
+        said = f"{len(before)} of {len(GRID)} cells stored, {attrs['trained']} trained, {attrs['repeated']} repeated"
+        print(
+            f"\nkill -9 no. {number} of seed {SEED} at {moment:.3f} (status {status}): {said}, {len(parts)} torn files"
+        )
+    assert orphans == []
+    # A chunk whose records were half written is trained as a whole; there is one such at most.
+    assert attrs["repeated"] < CHUNK
+
+
+def test_a_killed_worker_does_not_end_the_run(whole, tmp_path):
+    folder = tmp_path / "store"
+    run = start(folder, stderr=subprocess.PIPE, text=True)
+    while not stored(folder) and run.poll() is None:
+        time.sleep(0.01)
+    workers = [p for p in psutil.Process(run.pid).children() if "popen_loky" in " ".join(p.cmdline())]
+    workers[0].kill()
+    said = run.communicate(timeout=120)[1]
+    assert run.returncode == 0, said
+    assert "a worker process died" in said
+    assert_resumes(folder, whole)
+
+
+def test_two_runs_share_one_store_and_train_nothing_twice(whole, tmp_path):
+    folder = tmp_path / "store"
+    script = SCRIPT.replace("run_grid(Grid", "t = run_grid(Grid") + "; print(t.attrs['trained'], t.attrs['repeated'])"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script, str(folder)]
+    runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    counts = [tuple(map(int, run.communicate(timeout=120)[0].split())) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert sum(trained for trained, _ in counts) == len(GRID)
+    assert sum(repeated for _, repeated in counts) == 0
+    assert min(trained for trained, _ in counts) > 0, "one of them had nothing to do"
+    assert_resumes(folder, whole)
+
+
+@pytest.fixture
+def small_drive(tmp_path):
+    """A drive of 64 KB, which is too small for the grid."""
+    folder = tmp_path / "drive"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("mounting a small drive needs privileges that this process lacks")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def remount(folder, option):
+    subprocess.run(["mount", "-o", f"remount,{option}", folder], check=True)
+
+
+def test_a_full_drive_loses_nothing(whole, small_drive):
+    with pytest.raises(OSError, match=r"the store .* must take a record of \d+ bytes: No space left on device"):
+        run_grid(GRID, store=small_drive, workers=2)
+    before = stored(small_drive)
+    assert 0 < len(before) < len(GRID)
+    assert list(small_drive.glob(".*.part")) == []
+    assert len(RecordStore(small_drive).missing(GRID)) == len(GRID) - len(before)
+    remount(small_drive, "size=16m")
+    assert_resumes(small_drive, whole, before)
+
+
+def test_a_read_only_store_is_read_and_refuses_to_train(whole, small_drive):
+    part = Grid(**FACTORS | {"seed": [0]})
+    remount(small_drive, "size=16m")
+    run_grid(part, store=small_drive, workers=1)
+    remount(small_drive, "ro")
+    table = run_grid(part, store=small_drive, workers=1)
+    pd.testing.assert_frame_equal(table.drop(columns="seconds"), whole[whole["seed"] == 0].reset_index(drop=True))
+    with pytest.raises(OSError, match=r"the store .* must be writable: Read-only file system"):
+        run_grid(GRID, store=small_drive, workers=1)
+    states = RecordStore(small_drive).table(GRID)["state"]
+    assert states.value_counts()["missing"] == len(GRID) - len(part)
+    remount(small_drive, "rw")
+
+
+def test_damaged_and_foreign_records_are_named_and_trained_again(whole, tmp_path):
+    folder = tmp_path / "store"
+    run_grid(GRID, store=folder, workers=2)
+    names = sorted(stored(folder))
+    flipped, cut, empty, foreign, other = (folder / names[i] for i in (0, 30, 60, 90, 105))
+    position = random.Random(SEED).randrange(flipped.stat().st_size)
+    content = bytearray(flipped.read_bytes())
+    content[position] ^= 1 << random.Random(SEED).randrange(8)
+    flipped.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:-200])
+    empty.write_bytes(b"")
+    foreign.write_text('{"accuracy": 1.0}\n')
+    other.write_bytes((folder / names[1]).read_bytes())  # a sound record under another cell's name
+    damaged = {flipped.name, cut.name, empty.name, foreign.name, other.name}
+    before = {name: stamp for name, stamp in stored(folder).items() if name not in damaged}
+    with pytest.warns(RecordWarning) as warned:
+        assert_resumes(folder, whole, before)
+    said = [str(w.message) for w in warned]
+    assert {name for name in damaged if any(line.startswith(name) for line in said)} == damaged
+    assert len(said) == 5
+    assert sum("cut short or changed" in line for line in said) + sum("so it is foreign" in line for line in said) == 4
+    assert sum("it is the record of cell" in line for line in said) == 1
