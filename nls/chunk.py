@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from nls.data import Dataset, load_dataset
-from nls.each import fit_each, predict_logits
+from nls.each import fit_each
 from nls.grid import ENGINE_VERSION, TRANSITIONS, Cell
 from nls.losses import backward_corrected_loss, forward_corrected_loss
+from nls.models import predict_logits
 from nls.noise import draw_instance_noise, draw_noisy_labels
 from nls.posterior import FLOOR
 from nls.training import fit_stack, seeded_generator

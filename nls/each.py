@@ -23,13 +23,10 @@ from nls.models import (
     at_least_float32,
     autocast,
     build_network,
-    predict_logits,
     resolve_precision,
     seeded_state,
 )
 from nls.training import RANGES, SCHEDULES, schedule_factor
-
-__all__ = ["EachHistory", "fit_each", "predict_logits"]
 
 _CHOICES = {
     "optimizer": ("adam", "sgd"), "schedule": SCHEDULES, "augment": AUGMENTATIONS, "precision": PRECISIONS,
@@ -52,7 +49,7 @@ class EachHistory:
         diverged_epoch: The epoch, counted from 1, at whose end parameters or mean loss were not finite, and training
             stopped; 0 if they stayed finite.
         network: The trained network, in evaluation mode. If it was trained on uint8 images, it carries mean and
-            deviation of their channels, which :func:`predict_logits` reads.
+            deviation of their channels, which :func:`nls.models.predict_logits` reads.
     """
 
     curves: dict[str, torch.Tensor]

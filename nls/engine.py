@@ -25,7 +25,7 @@ from nls.grid import Cell, Grid
 from nls.records import RecordStore, row_of
 
 CHUNK = 28
-"""The most cells in one chunk: few enough that little is lost with one."""
+"""The most cells in one chunk, few enough that little is lost with one."""
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 3  # deaths of workers in a row without a single new record
@@ -105,7 +105,7 @@ def run_grid(
         The table, one row for each cell.
 
     Raises:
-        TypeError: If ``grid`` is not a :class:`Grid`, or ``store`` not a path.
+        TypeError: If ``grid`` is not a :class:`nls.Grid`, or ``store`` not a path.
         ValueError: If a data set cannot be loaded, ``workers`` is below 1, or ``root`` is given without cells that
             need it, or missing for cells that do.
         OSError: If the store cannot be written; what it holds stays.

@@ -28,10 +28,10 @@ TRANSITIONS = {
     "cifar10_asymmetric": lambda _, noise_rate: cifar10_asymmetric_transition(noise_rate),
     "cifar10_pair": lambda _, noise_rate: cifar10_pair_transition(noise_rate),
 }
-"""Noise of a transition matrix: name to a function of the number of classes and the noise rate."""
+"""The transition matrix of each kind of noise, as a function of the number of classes and the noise rate."""
 
 LOSSES = ("gls", "backward", "forward")
-"""Losses of a cell: generalised label smoothing, and the two corrections by the true transition matrix."""
+"""The losses of a cell, which are generalised label smoothing and the two corrections by the true matrix."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Cell:
 
     Attributes:
         dataset: A name that :func:`nls.load_dataset` knows.
-        from_root: Whether the data set is your own file in the folder ``root`` of :func:`run_grid`, which may have the
-            name of another set.
+        from_root: Whether the data set is your own file in the folder ``root`` of :func:`nls.run_grid`, which may have
+            the name of another set.
         num_examples: Size of a generated set, or of a part of an image set; None elsewhere, or for its default.
         noise: ``"symmetric"``, ``"pair"``, ``"cifar10_asymmetric"``, ``"cifar10_pair"``, or ``"instance"``, which
             depends on the features.

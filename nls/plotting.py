@@ -171,7 +171,7 @@ def plot_states(ax: Axes, table: pd.DataFrame) -> Axes:
 
     Args:
         ax: Where to draw.
-        table: Rows of :meth:`nls.RecordStore.table`, with ``smooth_rate``, ``noise_rate`` and ``state``.
+        table: Rows of :meth:`nls.records.RecordStore.table`, with ``smooth_rate``, ``noise_rate`` and ``state``.
 
     Returns:
         ``ax``.

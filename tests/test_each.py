@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from nls.batches import TensorBatches, channel_statistics
-from nls.each import fit_each, predict_logits
-from nls.models import build_network
+from nls.each import fit_each
+from nls.models import build_network, predict_logits
 from nls.stack import StackedMLP
 from nls.training import fit_stack, schedule_factor, seeded_generator
 
