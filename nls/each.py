@@ -142,6 +142,7 @@ def fit_each(
         ValueError: If a shape or a range is wrong.
 
     Examples:
+        >>> from nls.models import predict_logits
         >>> images = torch.arange(20, dtype=torch.uint8).view(20, 1, 1, 1).expand(20, 1, 8, 8)
         >>> fit = fit_each(images, torch.arange(20) // 10, -0.4, num_classes=2, epochs=2, batch_size=10)
         >>> fit.curves["train_loss"].shape, fit.diverged_epoch, predict_logits(fit.network, images).shape

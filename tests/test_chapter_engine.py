@@ -75,7 +75,7 @@ def run_page(until=None):
             names.update(SMALL)
         if until in {fact[0] for fact in names["facts"]}:
             names["scratch"].cleanup()
-            return {fact[0]: bool(fact[3]) for fact in names["facts"]}
+            return {fact[0]: bool(fact[2]) for fact in names["facts"]}
     plt.close("all")
     names["scratch"].cleanup()
     (claims,) = (c.source for c in nbformat.read(NOTEBOOK, as_version=4).cells if c.id == "claims")

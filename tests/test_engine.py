@@ -1,3 +1,6 @@
+import os
+
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -295,3 +298,26 @@ def test_progress_is_one_line_and_quiet_in_ci(name, capsys, monkeypatch):
     monkeypatch.delenv(name)
     run_grid(Grid(seed=[0, 1], **QUICK), workers=1)
     assert "2/2" in capsys.readouterr().err
+
+
+def test_each_worker_owns_a_gpu_of_its_own(tmp_path, monkeypatch):
+    """Two GPUs and three workers: the third shares; a lock file stands for the other workers."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    owned, held = [], []
+    for _ in range(3):
+        monkeypatch.setattr(nls.engine, "_gpu", held := [])
+        owned.append((nls.engine._own_gpu(), nls.engine._own_gpu(), held))
+    assert [first for first, *_ in owned[:2]] == [0, 1]
+    assert all(first == again for first, again, _ in owned)
+    assert owned[2][0] in (0, 1)
+
+
+def test_gpus_decide_the_number_of_workers_where_they_are_used(monkeypatch):
+    monkeypatch.delenv("NLS_WORKERS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert nls.engine._count_workers(None, on_gpu=True) == 3
+    assert nls.engine._count_workers(2, on_gpu=True) == 2
+    assert nls.engine._count_workers(None, on_gpu=False) == os.cpu_count()
+    with joblib.parallel_config(backend="threading"):
+        assert nls.engine._count_workers(None, on_gpu=False) == -1
