@@ -31,7 +31,11 @@ _CORRECTIONS = {"backward": backward_corrected_loss, "forward": forward_correcte
 
 
 def train_chunk(
-    cells: list[Cell], root: str | Path | None = None, device: str | None = None, checkpoints: Path | None = None
+    cells: list[Cell],
+    root: str | Path | None = None,
+    device: str | None = None,
+    checkpoints: Path | None = None,
+    files: dict[str, str] | None = None,
 ) -> list[dict]:
     """Train cells of one ``stack_key`` and return their records.
 
@@ -39,7 +43,9 @@ def train_chunk(
         cells: At least one; all MLPs of one stack, or one image network.
         root: Folder of your own data sets, for cells with ``from_root``.
         device: Such as ``"cuda:0"``; None is the CPU for an MLP, and a GPU where there is one for an image network.
-        checkpoints: Folder in which an image network keeps its state, to go on after an interruption.
+        checkpoints: Folder in which an image network keeps its state, to go on after an interruption; the state stays
+            there until the record is written.
+        files: Digests of your own files by data set, for the records.
 
     Returns:
         The records that :class:`nls.records.RecordStore` writes.
@@ -56,6 +62,7 @@ def train_chunk(
     realised = (labels != data.train_labels).double().mean(1).tolist()
     seconds = (time.perf_counter() - start) / len(cells)
     common = {
+        "file": (files or {}).get(first.dataset) if first.from_root else None,
         "engine": ENGINE_VERSION, "chunk": [cell.id for cell in cells], "device": used, "seconds": seconds,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"), "commit": code_commit(), "versions": _versions(),
     }  # fmt: skip
@@ -160,6 +167,7 @@ def _train_image_network(
         augment=cell.augment,
         device=device,
         checkpoint=checkpoints and checkpoints / f"{cell.id}.checkpoint",
+        keep_checkpoint=True,
         evaluate=evaluate,
         **_schedule(cell, len(data.train_labels)),
     )

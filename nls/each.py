@@ -85,6 +85,7 @@ def fit_each(
     compile: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1,
+    keep_checkpoint: bool = False,
 ) -> EachHistory:
     r"""Train one network; the same arguments mean the same training as for a member of :func:`nls.fit_stack`.
 
@@ -133,6 +134,8 @@ def fit_each(
         compile: Whether to compile the network's training steps with :func:`torch.compile`.
         checkpoint: File for the state of the run, or None.
         checkpoint_every: Epochs between two writes, at least 1.
+        keep_checkpoint: Whether the file stays when the run ends, for a caller that has yet to store the result; a call
+            that finds it returns the result without training.
 
     Returns:
         The curves, the divergence epoch and the trained network.
@@ -157,7 +160,8 @@ def fit_each(
         if checkpoint is None:
             training.run(evaluate)
         else:
-            _run_with_checkpoints(training, evaluate, checked_path(checkpoint), checkpoint_every, features)
+            path = checked_path(checkpoint)
+            _run_with_checkpoints(training, evaluate, path, checkpoint_every, features, keep_checkpoint)
     return training.history()
 
 
@@ -317,9 +321,9 @@ class _Training:
 
 
 def _run_with_checkpoints(
-    training: _Training, evaluate: Evaluate | None, path: Path, every: int, features: torch.Tensor
+    training: _Training, evaluate: Evaluate | None, path: Path, every: int, features: torch.Tensor, keep: bool
 ) -> None:
-    """Go on from a checkpoint if there is one, write more of them, and leave none behind."""
+    """Go on from a checkpoint if there is one, write more of them, and leave none behind unless it is to be kept."""
     every = _checks.integer(every, "checkpoint_every", low=1)
     fingerprint = _fingerprint(training, features)
     state = read_checkpoint(path, fingerprint)
@@ -327,11 +331,13 @@ def _run_with_checkpoints(
         training.load_state_dict(state)
 
     def save() -> None:
-        if training.epoch % every == 0 and training.epoch < training.total_epochs and not training.diverged_epoch:
+        last = training.epoch == training.total_epochs
+        if (keep if last else training.epoch % every == 0) and not training.diverged_epoch:
             write_checkpoint(path, fingerprint, training.state_dict())
 
     training.run(evaluate, save)
-    path.unlink(missing_ok=True)
+    if not keep:
+        path.unlink(missing_ok=True)
 
 
 def _fingerprint(training: _Training, features: torch.Tensor) -> bytes:

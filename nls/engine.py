@@ -3,8 +3,11 @@ r"""Run a grid: chunks of cells on worker processes, a store that survives any o
 from __future__ import annotations
 
 import contextlib
+import getpass
+import hashlib
 import logging
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -21,7 +24,7 @@ from tqdm import tqdm
 
 from nls import _checks
 from nls.chunk import train_chunk
-from nls.grid import Cell, Grid
+from nls.grid import ENGINE_VERSION, Cell, Grid
 from nls.records import RecordStore, row_of
 
 CHUNK = 28
@@ -43,6 +46,7 @@ class _Memory:
 
     def __init__(self) -> None:
         self._done: dict[str, dict] = {}
+        self.files: dict[str, str] = {}
 
     def results(self, cell: Cell) -> dict | None:
         return self._done.get(cell.id)
@@ -76,11 +80,15 @@ def run_grid(
     and batches depend on its own factors alone, and the flips at one seed are nested: a higher rate only adds some.
 
     With a ``store`` a finished chunk is on disk before the next result is taken. Call again after an interruption, and
-    only chunks that were in flight are trained again, with the same neighbours, so that the table is the same to the
-    last bit on the same machine. A larger grid trains only what it adds. Several processes may run on one store.
+    only chunks that were in flight are trained again, with the same neighbours, so that the table of the same grid is
+    the same to the last bit on the same machine. A larger grid trains only what it adds. Several processes may run on
+    one store.
 
     On a cluster, start the workers there and name joblib's backend:
-    ``with joblib.parallel_config(backend="dask"): run_grid(grid, store=folder)``. Only this process needs the store.
+    ``with joblib.parallel_config(backend="dask"): run_grid(grid, store=folder)``. Only this process writes records; a
+    ``root`` must be at the same place everywhere, and image networks keep checkpoints where a worker sees the store.
+    The cluster decides how many chunks it trains at once. It gives up a chunk that kills its worker again and again,
+    and joblib 1.6 then waits for ever: interrupt, and call again.
 
     Columns: ``id`` and the factors; ``realised_noise_rate`` of the training labels; for each rule (``last``,
     ``noisy_validation``, ``clean_test``) the ``epoch`` and, on the clean test set, ``accuracy``, ``nll`` in nats,
@@ -94,8 +102,8 @@ def run_grid(
         grid: The cells.
         store: A :class:`nls.records.RecordStore` or its folder; None keeps the results in memory only.
         root: Folder of your own data sets, see :func:`nls.load_dataset`; for the cells with ``from_root``.
-        workers: Processes; by default as many as the environment variable ``NLS_WORKERS`` says, else one for each
-            core, or for each GPU where image networks are trained on them; 1 runs in this process.
+        workers: Processes on this machine; by default as many as the environment variable ``NLS_WORKERS`` says, else
+            one for each core, or for each GPU where networks are trained on them; 1 runs in this process.
         device: Where networks are trained, such as ``"cuda"``; by default MLPs on the CPU, image networks on a GPU
             where there is one.
         progress: Whether to show a line on stderr; None shows it on a terminal and in a notebook, unless the
@@ -122,11 +130,17 @@ def run_grid(
         raise ValueError("root must be given for cells with from_root=True, and only for them")
     if workers is not None:
         workers = _checks.integer(workers, "workers", low=1)
+    if not (store is None or isinstance(store, (str, os.PathLike, RecordStore))):
+        raise TypeError(f"store must be a folder or a RecordStore, got {_checks.describe(store)}")
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", str(device)):
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:0' and so on, got {device!r}")
     records = _Memory() if store is None else store if isinstance(store, RecordStore) else RecordStore(store)
-    on_gpu = torch.cuda.is_available() and (device or "cuda" * any(cell.network != "mlp" for cell in grid))
+    records.files = {cell.dataset: _digest(root, cell.dataset) for cell in grid if cell.from_root}
+    images = any(cell.network != "mlp" for cell in grid)
+    on_gpu = torch.cuda.is_available() and (images if device is None else str(device) == "cuda")
     options = {"root": root, "device": device, "keep_curves": store is not None, "launcher": os.getpid()}
-    options["checkpoints"] = records.folder
-    run = _Run(grid, records, _count_workers(workers, bool(on_gpu)), options, _shows(progress))
+    options |= {"checkpoints": records.folder, "files": records.files}
+    run = _Run(grid, records, _count_workers(workers, on_gpu), options, _shows(progress))
     try:
         run.finish()
     finally:
@@ -162,7 +176,8 @@ def plan_chunks(grid: Grid, results: Callable[[Cell], dict | None]) -> list[list
         # Chunks that were cut short, by the word of the records that they left.
         torn = {tuple(stored["chunk"]) for stored in known.values() if stored and missing.intersection(stored["chunk"])}
         whole = [[by_id[name] for name in ids] for ids in sorted(torn) if set(ids) <= set(by_id)]
-        whole += [chunk for chunk in planned if all(cell.id in missing for cell in chunk)]
+        again = {cell.id for chunk in whole for cell in chunk}
+        whole += [chunk for chunk in planned if all(cell.id in missing - again for cell in chunk)]
         covered = {cell.id for chunk in whole for cell in chunk}
         rest = [cell for cell in cells if cell.id in missing - covered]
         chunks += whole + [rest[i : i + CHUNK] for i in range(0, len(rest), CHUNK)]
@@ -175,6 +190,8 @@ class _Run:
     def __init__(self, grid: Grid, records: RecordStore | _Memory, workers: int, options: dict, shows: bool) -> None:
         self.grid, self.records, self.workers, self.options, self.shows = grid, records, workers, options, shows
         self.trained = self.repeated = 0
+        self.known = {cell.id for cell in grid}
+        self.first_shown: int | None = None
         self.claimed: set[str] = set()
 
     def finish(self) -> None:
@@ -210,12 +227,16 @@ class _Run:
             )
             # What was in flight when this run failed is trained again by the next.
             warnings.filterwarnings("ignore", ".*You could benefit from adjusting the input task", UserWarning)
-            parallel = joblib.Parallel(
-                n_jobs=self.workers, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs + 1"
-            )
+            options = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "n_jobs + 1"}
+            if self.workers > 1 and _is_local():
+                options |= {"initializer": _end_with_parent, "initargs": (self.options["launcher"],)}
+            parallel = joblib.Parallel(n_jobs=self.workers, **options)
             with contextlib.closing(parallel(self._tasks(chunks))) as results:
                 for made in results:
                     for record in made:
+                        if record["engine"] != ENGINE_VERSION or record["id"] not in self.known:
+                            told = f"engine {record['engine']} and cell {record['id']}, this is {ENGINE_VERSION}"
+                            raise WorkerError(f"all workers must have one version of nls, one answered with {told}")
                         if record["id"] in self.claimed:
                             self.records.write(record)
                             self.trained += 1
@@ -227,16 +248,17 @@ class _Run:
                     self._show(bar)
 
     def _tasks(self, chunks: list[list[Cell]]) -> Iterator:
-        """Claim chunks one at a time as workers fall free, so that processes on one store share the work."""
+        """Claim chunks as joblib asks for them, a few ahead of the workers: processes on one store share the rest."""
         for chunk in chunks:
             missing = [cell.id for cell in chunk if self.records.results(cell) is None]
             if not missing or not self.records.claim(missing):
                 continue
+            self.claimed.update(missing)
             # Another process may have finished them between the look and the claim.
             if any(self.records.results(cell) for cell in chunk if cell.id in missing):
                 self.records.release(missing)
+                self.claimed.difference_update(missing)
                 continue
-            self.claimed.update(missing)
             yield joblib.delayed(_work)(chunk, **self.options)
 
     def _show(self, bar: tqdm) -> None:
@@ -244,29 +266,53 @@ class _Run:
             return
         stored = [self.records.results(cell) for cell in self.grid]
         done = [entry for entry in stored if entry]
-        if not bar.n:
-            bar.initial = len(done)  # the rate and the time left are those of this run
+        if self.first_shown is None:
+            self.first_shown = bar.initial = len(done)  # the rate and the time left are those of this run
         bar.n = len(done)
         bar.set_postfix(diverged=sum(entry["results"]["diverged_epoch"] > 0 for entry in done))
 
 
 def _work(
-    chunk: list[Cell], root: object, device: str | None, checkpoints: Path | None, keep_curves: bool, launcher: int
+    chunk: list[Cell],
+    root: object,
+    device: str | None,
+    checkpoints: Path | None,
+    files: dict[str, str],
+    keep_curves: bool,
+    launcher: int,
 ) -> list[dict]:
     """Train a chunk on one thread, in a worker or, with one worker, in the launching process."""
-    if os.getppid() == launcher:
-        _end_with_parent(launcher)
-    if device is None and torch.cuda.is_available() and chunk[0].network != "mlp":
+    images = chunk[0].network != "mlp"
+    if torch.cuda.is_available() and (str(device) == "cuda" or (device is None and images)):
         device = f"cuda:{_own_gpu()}"
-    _LOG.info("process %d trains %s", os.getpid(), " ".join(cell.id for cell in chunk))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        # On another machine of a cluster the folder of the store may not be there.
-        records = train_chunk(chunk, root, device, checkpoints if checkpoints and checkpoints.is_dir() else None)
-    finally:
-        torch.set_num_threads(threads)
+    # On another machine of a cluster the folder of the store may not be there.
+    checkpoints = checkpoints if checkpoints and checkpoints.is_dir() else None
+    # A cluster's worker may have several threads, but torch's seeds and number of threads are the process's.
+    with _ONE_AT_A_TIME:
+        _LOG.info("process %d trains %s", os.getpid(), " ".join(cell.id for cell in chunk))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            records = train_chunk(chunk, root, device, checkpoints, files)
+        finally:
+            torch.set_num_threads(threads)
     return records if keep_curves else [record | {"curves": {}} for record in records]
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _digest(root: object, name: str) -> str:
+    """Return the digest of a data set's file, or "" where the loader will say what is wrong."""
+    for path in (Path(root) / f"{name}.csv", Path(root) / f"{name}.npz"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    return ""
+
+
+def _is_local() -> bool:
+    return type(joblib.parallel.get_active_backend()[0]).__name__ == "LokyBackend"
 
 
 _watched: set[int] = set()
@@ -274,7 +320,7 @@ _watched: set[int] = set()
 
 def _end_with_parent(parent: int) -> None:
     """End this process soon after its parent, which may be killed without a chance to end its workers."""
-    if parent in _watched:
+    if parent in _watched or parent == os.getpid():
         return
     _watched.add(parent)
 
@@ -292,7 +338,7 @@ _gpu: list = []
 def _own_gpu() -> int:
     """Return the GPU of this process for its whole life: one that no other worker on this machine holds."""
     if not _gpu:
-        claims = RecordStore(Path(tempfile.gettempdir()) / f"nls-gpus-{os.getuid()}")
+        claims = RecordStore(Path(tempfile.gettempdir()) / f"nls-gpus-{getpass.getuser()}")
         count = torch.cuda.device_count()
         free = (index for index in range(count) if claims.claim([f"{2 * index:016x}"]))
         # The store stays open, and with it the claim; with more workers than GPUs they share.
@@ -315,6 +361,6 @@ def _count_workers(workers: int | None, on_gpu: bool) -> int:
         raise ValueError(f"the environment variable NLS_WORKERS must be a number of at least 1, got {named!r}")
     if workers:
         return workers
-    if type(joblib.parallel.get_active_backend()[0]).__name__ != "LokyBackend":
+    if not _is_local():
         return -1  # a cluster's backend knows how many workers it has
     return int(named or (torch.cuda.device_count() if on_gpu else os.cpu_count()) or 1)

@@ -17,7 +17,7 @@ from nls.noise import (
     pair_transition,
     symmetric_transition,
 )
-from nls.training import SCHEDULES
+from nls.training import SCHEDULES, TINY
 
 ENGINE_VERSION = 2
 """Part of every cell's id; raised when the same factors would give other results."""
@@ -38,6 +38,9 @@ LOSSES = ("gls", "backward", "forward")
 class Cell:
     """One experiment: everything that its result depends on, and nothing else.
 
+    The content of a file of your own is not part of the id; a record keeps its digest, see
+    :class:`nls.records.RecordStore`.
+
     Attributes:
         dataset: A name that :func:`nls.load_dataset` knows.
         from_root: Whether the data set is your own file in the folder ``root`` of :func:`nls.run_grid`, which may have
@@ -53,7 +56,7 @@ class Cell:
         network: ``"mlp"``, trained in stacks, or an image network: ``"cnn"``, ``"resnet9"`` or ``"resnet34"``.
         hidden: Widths of an MLP's hidden layers, a tuple; ``()`` is a linear model.
         optimizer: ``"adam"``, ``"sgd"``, or for image networks ``"nesterov"``.
-        learning_rate: At least 0.
+        learning_rate: At least 1e-12.
         momentum: In [0, 1), of the optimisers other than Adam.
         weight_decay: At least 0.
         schedule: ``"constant"``, ``"cosine"`` or ``"step"``, see :func:`nls.training.schedule_factor`.
@@ -129,6 +132,8 @@ class Cell:
                 raise ValueError(f"{name} is used by {by} only, got {value!r}; leave it at {default[name]!r}")
         if self.optimizer == "nesterov" and not image:
             raise ValueError("optimizer must be 'adam' or 'sgd' for network='mlp', got 'nesterov'")
+        if self.optimizer == "nesterov" and self.momentum == 0:
+            raise ValueError("optimizer='nesterov' needs a momentum above 0, got 0.0")
         if self.normalized and self.smooth_rate == 1:
             raise ValueError("normalized needs a smooth_rate below 1, got 1.0")
         if self.noise == "instance" and self.loss != "gls":
@@ -163,12 +168,12 @@ _RANGES = {
     "noise_rate": {"low": 0.0, "high": 1.0},
     "smooth_rate": {"high": 1.0},
     "seed": {},
-    "learning_rate": {"low": 0.0},
+    "learning_rate": {"low": TINY},
     "momentum": {"low": 0.0, "high": 1.0, "open_high": True},
     "weight_decay": {"low": 0.0},
-    "max_update_norm": {"low": 0.0},
+    "max_update_norm": {"low": TINY},
     "warmup_epochs": {},
-    "warmup_learning_rate": {"low": 0.0},
+    "warmup_learning_rate": {"low": TINY},
     "epochs": {"low": 1},
     "min_steps": {},
     "batch_size": {"low": 1},
@@ -221,6 +226,10 @@ class Grid:
     @classmethod
     def of(cls, cells: Iterable[Cell]) -> Grid:
         """Return the grid of these cells, each once."""
+        cells = list(cells)
+        for cell in cells:
+            if not isinstance(cell, Cell):
+                raise TypeError(f"cells must be of class Cell, got {_checks.describe(cell)}")
         grid = object.__new__(cls)
         grid.cells = _unique(cells)
         return grid

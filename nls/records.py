@@ -2,6 +2,7 @@ r"""The store of a grid: one file for each trained cell, written atomically, che
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -46,6 +47,9 @@ class RecordStore:
     and time of its making. It appears whole or not at all. A file that is cut short, changed by a byte or not of this
     store is named in a :class:`RecordWarning` and counts as missing, so that the next run replaces it.
 
+    ``files`` maps the name of a data set of your own to the digest of its file; a record of a cell with ``from_root``
+    that was trained on another file then counts as missing too. :func:`nls.run_grid` fills it in.
+
     Processes may share a store: each claims the cells that it trains by locks on the file ``.lock``, which the system
     drops when a process ends, however it ends. On a drive without locks one process at a time is safe.
 
@@ -70,7 +74,8 @@ class RecordStore:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         if not isinstance(folder, (str, os.PathLike)):
             raise TypeError(f"folder must be a path, got {_checks.describe(folder)}")
-        self.folder = Path(folder).expanduser()
+        self.folder = Path(folder).expanduser().absolute()
+        self.files: dict[str, str] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -105,7 +110,7 @@ class RecordStore:
         """Return the stamp of a cell's file and what it holds, both None without a file."""
         path, stamp = self.folder / f"{cell.id}.json", self._stamp(cell)
         try:
-            return stamp, _decode(path.read_bytes(), cell)
+            return stamp, _decode(path.read_bytes(), cell, self.files)
         except FileNotFoundError:
             return None, None
         except ValueError as error:
@@ -126,8 +131,10 @@ class RecordStore:
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self.folder / f"{record['id']}.json")
+            (self.folder / f"{record['id']}.checkpoint").unlink(missing_ok=True)  # not needed any more
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a drive that became read-only
+                part.unlink(missing_ok=True)
             message = f"the store {self.folder} must take a record of {len(_encode(record))} bytes: {error.strerror}"
             raise OSError(error.errno, message) from error
 
@@ -166,9 +173,10 @@ class RecordStore:
         """Remove what killed processes left half-written; what a living one is writing stays."""
         for part in self.folder.glob(".*.part"):
             name = part.name[1:-5]
-            if _NAME.fullmatch(name) and self.claim([name]):
-                part.unlink(missing_ok=True)
-                self.release([name])
+            with contextlib.suppress(OSError):  # on a read-only drive it stays, and does no harm
+                if _NAME.fullmatch(name) and self.claim([name]):
+                    part.unlink(missing_ok=True)
+                    self.release([name])
 
     def claim(self, ids: Iterable[str]) -> bool:
         """Take the sole right to train these cells, and return whether no other process or store has one of them.
@@ -177,13 +185,18 @@ class RecordStore:
             OSError: If the store is read-only.
         """
         with self._guard:
-            got = []
-            for name in ids:
-                if name in self._claimed or not self._lock(name, True):
-                    for other in got:
-                        self._lock(other, False)
-                    return False
-                got.append(name)
+            ids, got = list(ids), []
+            try:
+                for name in ids:
+                    if name in self._claimed or not self._lock(name, True):
+                        break
+                    got.append(name)
+            finally:
+                if len(got) < len(ids):
+                    for name in got:
+                        self._lock(name, False)
+            if len(got) < len(ids):
+                return False
             self._claimed.update(got)
             return True
 
@@ -239,7 +252,7 @@ def _encode(record: dict) -> bytes:
     return f"{FORMAT} {hashlib.sha256(body).hexdigest()}\n".encode() + body
 
 
-def _decode(content: bytes, cell: Cell) -> dict:
+def _decode(content: bytes, cell: Cell, files: dict[str, str]) -> dict:
     """Return the record in a file, or raise a ValueError that says what is wrong with it."""
     head, _, body = content.partition(b"\n")
     if not head.startswith(FORMAT.encode() + b" "):
@@ -251,6 +264,8 @@ def _decode(content: bytes, cell: Cell) -> dict:
         raise ValueError(f"it was made by engine {record.get('engine')}, this is engine {ENGINE_VERSION}")
     if record.get("id") != cell.id:
         raise ValueError(f"it is the record of cell {record.get('id')}")
+    if cell.from_root and record.get("file") != files.get(cell.dataset, record.get("file")):
+        raise ValueError(f"it was trained on another file {cell.dataset!r} than the one in root")
     return record
 
 

@@ -8,7 +8,9 @@ import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 import nls.chunk
+import nls.each
 import nls.engine
+import nls.records
 from nls.chunk import RULES
 from nls.data import load_dataset
 from nls.engine import WorkerError, plan_chunks, run_grid
@@ -16,6 +18,7 @@ from nls.grid import Cell, Grid
 from nls.losses import backward_corrected_loss, forward_corrected_loss
 from nls.noise import draw_noisy_labels, symmetric_transition
 from nls.posterior import entropy, gls_posterior, kl_divergence, noisy_posterior, output_map
+from nls.records import RecordWarning
 from nls.training import StackedMLP, fit_stack, seeded_generator
 
 QUICK = {"dataset": "wine", "epochs": 4}
@@ -321,3 +324,75 @@ def test_gpus_decide_the_number_of_workers_where_they_are_used(monkeypatch):
     assert nls.engine._count_workers(None, on_gpu=False) == os.cpu_count()
     with joblib.parallel_config(backend="threading"):
         assert nls.engine._count_workers(None, on_gpu=False) == -1
+
+
+def write_own_set(folder, shift):
+    folder.mkdir()
+    rows = [f"{0.1 * i + shift * (i % 2)},{-0.2 * i},{i % 2}" for i in range(40)]
+    (folder / "mine.csv").write_text("\n".join(["first,second,target", *rows]) + "\n")
+
+
+def test_a_changed_file_of_your_own_is_another_set(tmp_path):
+    write_own_set(tmp_path / "a", 1.0)
+    write_own_set(tmp_path / "b", 5.0)
+    grid = Grid(dataset="mine", from_root=True, epochs=2)
+    first = run_grid(grid, root=tmp_path / "a", store=tmp_path / "store", workers=1)
+    assert run_grid(grid, root=tmp_path / "a", store=tmp_path / "store", workers=1).attrs["trained"] == 0
+    with pytest.warns(RecordWarning, match="it was trained on another file 'mine' than the one in root"):
+        second = run_grid(grid, root=tmp_path / "b", store=tmp_path / "store", workers=1)
+    assert second.attrs["trained"] == 1
+    assert second["train_loss"][0] != first["train_loss"][0]
+
+
+def test_a_finished_image_network_is_not_lost_with_its_record(tmp_path, monkeypatch):
+    grid, write = Grid(noise_rate=0.2, **IMAGES), nls.records.RecordStore.write
+
+    def fail(self, record):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nls.records.RecordStore, "write", fail)
+    with pytest.raises(OSError, match="No space left"):
+        run_grid(grid, store=tmp_path, workers=1)
+    assert [path.suffix for path in tmp_path.glob("*.checkpoint")] == [".checkpoint"]
+    monkeypatch.setattr(nls.records.RecordStore, "write", write)
+    monkeypatch.setattr(nls.each._Training, "_train_epoch", None)  # nothing is left to train
+    table = run_grid(grid, store=tmp_path, workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", f"{grid.cells[0].id}.json"]
+    monkeypatch.undo()
+    pd.testing.assert_frame_equal(
+        table.drop(columns="seconds"), run_grid(grid, workers=1).drop(columns="seconds"), check_exact=True
+    )
+
+
+def test_workers_with_another_engine_are_found(monkeypatch):
+    train = nls.chunk.train_chunk
+    monkeypatch.setattr(nls.engine, "train_chunk", lambda *rest: [record | {"engine": 99} for record in train(*rest)])
+    with pytest.raises(WorkerError, match="all workers must have one version of nls, one answered with engine 99"):
+        run_grid(Grid(**QUICK), workers=1)
+
+
+def test_planned_chunks_leave_torn_ones_alone():
+    old = Grid(smooth_rate=[0.4, 0.2, 0.0, -0.2, -0.4], **QUICK)
+    ids = [cell.id for cell in old]
+    grid = Grid(smooth_rate=[-0.01 * i for i in range(1, 29)], **QUICK) + old
+    stored = {name: {"chunk": ids} for name in ids[:3]}
+    chunks = [[cell.id for cell in part] for part in plan_chunks(grid, lambda cell: stored.get(cell.id))]
+    assert [chunk for chunk in chunks if set(chunk) & set(ids)] == [ids]
+
+
+def test_a_device_decides_who_is_counted(monkeypatch):
+    counted = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(nls.engine, "_count_workers", lambda workers, on_gpu: counted.append(on_gpu) or 1)
+    monkeypatch.setattr(nls.engine._Run, "finish", lambda self: 1 / 0)
+    for device, grid in (
+        ("cpu", Grid(**IMAGES)),
+        ("cuda", Grid(**QUICK)),
+        (None, Grid(**QUICK)),
+        (None, Grid(**IMAGES)),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            run_grid(grid, device=device)
+    assert counted == [False, True, False, True]
+    with pytest.raises(ValueError, match="device must be 'cpu', 'cuda' or 'cuda:0' and so on, got 'tpu'"):
+        run_grid(Grid(**QUICK), device="tpu")

@@ -127,7 +127,11 @@ BAD = {
         ValueError,
         "noise='cifar10_pair' is for 10 classes, data set 'wine' has 3",
     ),
-    "store of a number": (lambda: run_grid(Grid(dataset="wine"), store=3), TypeError, "folder must be a path, got 3"),
+    "store of a number": (
+        lambda: run_grid(Grid(dataset="wine"), store=3),
+        TypeError,
+        "store must be a folder or a RecordStore, got 3",
+    ),
     "no grid": (lambda: run_grid([Cell("wine")]), TypeError, "grid must be a Grid, got list"),
     "no workers": (lambda: run_grid(Grid(dataset="wine"), workers=0), ValueError, "workers must be at least 1, got 0"),
     "text as a width": (lambda: Cell("wine", hidden=("a",)), TypeError, "hidden must be an integer, got 'a'"),

@@ -121,6 +121,7 @@ def test_a_killed_process_loses_its_claim(store):
     process = context.Process(target=hold, args=(store.folder, name, claimed))
     process.start()
     process.join()
+    assert claimed.get() is True
     assert store.claim([name])
 
 

@@ -48,6 +48,11 @@ def stored(folder):
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("*.json")}
 
 
+def count_records(folder):
+    """Count fast: a kill is to hit a chunk while its records are being written."""
+    return sum(name.endswith(".json") for name in os.listdir(folder)) if folder.exists() else 0
+
+
 def assert_resumes(folder, whole, before=None):
     """Run the grid to its end in the folder; nothing that was sound before may be written again."""
     before = stored(folder) if before is None else before
@@ -68,12 +73,12 @@ def wait_for_death(processes):
 
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_killed_run_goes_on_where_it_stopped(number, whole, tmp_path, capsys):
-    folder, moment = tmp_path / "store", random.Random(SEED + number).random()
+    folder, chance = tmp_path / "store", random.Random(SEED + number)
+    wanted = chance.randrange(len(GRID))  # so that it is never over, and most often in the middle of a chunk
     run = start(folder)
-    while not stored(folder) and run.poll() is None:  # importing torch takes seconds in which little can be broken
-        time.sleep(0.01)
-    # Records come for some two seconds: from shortly before the first to shortly after the last.
-    time.sleep(2.5 * moment)
+    while count_records(folder) < wanted and run.poll() is None:
+        time.sleep(0.0005)
+    time.sleep(0.003 * chance.random() if wanted else 8 * chance.random())  # the start takes seconds
     family = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)] if run.poll() is None else []
     run.send_signal(signal.SIGKILL)
     status, orphans = run.wait(), wait_for_death(family)
@@ -82,12 +87,23 @@ def test_a_killed_run_goes_on_where_it_stopped(number, whole, tmp_path, capsys):
     attrs = assert_resumes(folder, whole, before)
     with capsys.disabled():
         said = f"{len(before)} of {len(GRID)} cells stored, {attrs['trained']} trained, {attrs['repeated']} repeated"
-        print(
-            f"\nkill -9 no. {number} of seed {SEED} at {moment:.3f} (status {status}): {said}, {len(parts)} torn files"
-        )
+        print(f"\nkill -9 no. {number} of seed {SEED} (status {status}): {said}, {len(parts)} torn files")
     assert orphans == []
     # A chunk whose records were half written is trained as a whole; there is one such at most.
     assert attrs["repeated"] < CHUNK
+
+
+def test_workers_that_are_still_starting_do_not_outlive_the_run(tmp_path):
+    run = start(tmp_path / "store")
+    workers = []
+    while len(workers) < 2 and run.poll() is None:
+        workers = [p for p in psutil.Process(run.pid).children() if "popen_loky" in " ".join(p.cmdline())]
+        time.sleep(0.01)
+    assert len(workers) == 2
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    # They import torch first, which takes seconds, and then see that they are alone.
+    assert psutil.wait_procs(workers, timeout=40)[1] == []
 
 
 def test_a_killed_worker_does_not_end_the_run(whole, tmp_path):
