@@ -120,11 +120,22 @@ def test_a_killed_worker_does_not_end_the_run(whole, tmp_path):
 
 
 def test_two_runs_share_one_store_and_train_nothing_twice(whole, tmp_path):
-    folder = tmp_path / "store"
-    script = SCRIPT.replace("run_grid(Grid", "t = run_grid(Grid") + "; print(t.attrs['trained'], t.attrs['repeated'])"
+    folder, go = tmp_path / "store", tmp_path / "go"
+    # Both start their workers at once, or the first could be done before the second begins.
+    script = (
+        "import sys, time; from pathlib import Path; from nls import Grid, run_grid\n"
+        "Path(sys.argv[2]).touch()\n"
+        "while not Path(sys.argv[3]).exists(): time.sleep(0.01)\n"
+        f"table = run_grid(Grid(**{FACTORS!r}), store=sys.argv[1], workers=2)\n"
+        "print(table.attrs['trained'], table.attrs['repeated'])"
+    )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", script, str(folder)]
-    runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    ready = [tmp_path / "first", tmp_path / "second"]
+    commands = [[sys.executable, "-c", script, str(folder), str(path), str(go)] for path in ready]
+    runs = [subprocess.Popen(c, env=environment, stdout=subprocess.PIPE, text=True) for c in commands]
+    while not all(path.exists() for path in ready) and all(run.poll() is None for run in runs):
+        time.sleep(0.01)
+    go.touch()
     counts = [tuple(map(int, run.communicate(timeout=120)[0].split())) for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
     assert sum(trained for trained, _ in counts) == len(GRID)
