@@ -36,7 +36,7 @@ _POLL = 0.5  # seconds between looks at cells that another process trains
 
 
 class WorkerError(RuntimeError):
-    """Worker processes died again and again without finishing anything."""
+    """Workers died again and again without finishing anything, or are of another version of the engine."""
 
 
 class _Memory:
@@ -47,6 +47,9 @@ class _Memory:
     def __init__(self) -> None:
         self._done: dict[str, dict] = {}
         self.files: dict[str, str] = {}
+
+    def expect(self, files: dict[str, str]) -> None:
+        self.files = files
 
     def results(self, cell: Cell) -> dict | None:
         return self._done.get(cell.id)
@@ -117,7 +120,8 @@ def run_grid(
         ValueError: If a data set cannot be loaded, ``workers`` is below 1, or ``root`` is given without cells that
             need it, or missing for cells that do.
         OSError: If the store cannot be written; what it holds stays.
-        WorkerError: If workers die (killed, or out of memory) three times in a row before anything is finished.
+        WorkerError: If workers die (killed, or out of memory) three times in a row before anything is finished,
+            or answer with records of another engine.
 
     Examples:
         >>> table = run_grid(Grid(dataset="wine", smooth_rate=[0.0, -1.0], noise_rate=0.2, epochs=2), workers=1)
@@ -135,10 +139,10 @@ def run_grid(
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", str(device)):
         raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:0' and so on, got {device!r}")
     records = _Memory() if store is None else store if isinstance(store, RecordStore) else RecordStore(store)
-    records.files = {cell.dataset: _digest(root, cell.dataset) for cell in grid if cell.from_root}
+    records.expect({name: _digest(root, name) for name in {cell.dataset for cell in grid if cell.from_root}})
     images = any(cell.network != "mlp" for cell in grid)
     on_gpu = torch.cuda.is_available() and (images if device is None else str(device) == "cuda")
-    options = {"root": root, "device": device, "keep_curves": store is not None, "launcher": os.getpid()}
+    options = {"root": root, "device": device, "keep_curves": store is not None}
     options |= {"checkpoints": records.folder, "files": records.files}
     run = _Run(grid, records, _count_workers(workers, on_gpu), options, _shows(progress))
     try:
@@ -229,7 +233,7 @@ class _Run:
             warnings.filterwarnings("ignore", ".*You could benefit from adjusting the input task", UserWarning)
             options = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "n_jobs + 1"}
             if self.workers > 1 and _is_local():
-                options |= {"initializer": _end_with_parent, "initargs": (self.options["launcher"],)}
+                options |= {"initializer": _end_with_parent, "initargs": (os.getpid(),)}
             parallel = joblib.Parallel(n_jobs=self.workers, **options)
             with contextlib.closing(parallel(self._tasks(chunks))) as results:
                 for made in results:
@@ -279,7 +283,6 @@ def _work(
     checkpoints: Path | None,
     files: dict[str, str],
     keep_curves: bool,
-    launcher: int,
 ) -> list[dict]:
     """Train a chunk on one thread, in a worker or, with one worker, in the launching process."""
     images = chunk[0].network != "mlp"
@@ -304,6 +307,8 @@ _ONE_AT_A_TIME = threading.Lock()
 
 def _digest(root: object, name: str) -> str:
     """Return the digest of a data set's file, or "" where the loader will say what is wrong."""
+    if not isinstance(root, (str, os.PathLike)):
+        return ""
     for path in (Path(root) / f"{name}.csv", Path(root) / f"{name}.npz"):
         if path.is_file():
             with open(path, "rb") as file:

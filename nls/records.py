@@ -48,7 +48,7 @@ class RecordStore:
     store is named in a :class:`RecordWarning` and counts as missing, so that the next run replaces it.
 
     ``files`` maps the name of a data set of your own to the digest of its file; a record of a cell with ``from_root``
-    that was trained on another file then counts as missing too. :func:`nls.run_grid` fills it in.
+    that was trained on another file then counts as missing too. :func:`nls.run_grid` fills it in by :meth:`expect`.
 
     Processes may share a store: each claims the cells that it trains by locks on the file ``.lock``, which the system
     drops when a process ends, however it ends. On a drive without locks one process at a time is safe.
@@ -84,6 +84,12 @@ class RecordStore:
         self._claimed: set[str] = set()
         self._guard = threading.Lock()
         self._handle: int | None = None
+
+    def expect(self, files: dict[str, str]) -> None:
+        """Say which files of your own, by digest, the records must have been trained on."""
+        if files != self.files:
+            self._known.clear()  # what was sound for other files may not be for these
+        self.files = files
 
     def read(self, cell: Cell) -> dict | None:
         """Return a cell's record, or None if it is missing, damaged or foreign, which is said in a warning."""

@@ -18,7 +18,7 @@ from nls.grid import Cell, Grid
 from nls.losses import backward_corrected_loss, forward_corrected_loss
 from nls.noise import draw_noisy_labels, symmetric_transition
 from nls.posterior import entropy, gls_posterior, kl_divergence, noisy_posterior, output_map
-from nls.records import RecordWarning
+from nls.records import RecordStore, RecordWarning
 from nls.training import StackedMLP, fit_stack, seeded_generator
 
 QUICK = {"dataset": "wine", "epochs": 4}
@@ -336,11 +336,32 @@ def test_a_changed_file_of_your_own_is_another_set(tmp_path):
     write_own_set(tmp_path / "a", 1.0)
     write_own_set(tmp_path / "b", 5.0)
     grid = Grid(dataset="mine", from_root=True, epochs=2)
-    first = run_grid(grid, root=tmp_path / "a", store=tmp_path / "store", workers=1)
+    run_grid(grid, root=tmp_path / "a", store=tmp_path / "store", workers=1)
     assert run_grid(grid, root=tmp_path / "a", store=tmp_path / "store", workers=1).attrs["trained"] == 0
     with pytest.warns(RecordWarning, match="it was trained on another file 'mine' than the one in root"):
         second = run_grid(grid, root=tmp_path / "b", store=tmp_path / "store", workers=1)
     assert second.attrs["trained"] == 1
+    kept = RecordStore(tmp_path / "store")  # one store for both files remembers neither of them too long
+    assert run_grid(grid, root=tmp_path / "b", store=kept, workers=1).attrs["trained"] == 0
+    with pytest.warns(RecordWarning, match="it was trained on another file 'mine'"):
+        assert run_grid(grid, root=tmp_path / "a", store=kept, workers=1).attrs["trained"] == 1
+
+
+def test_a_file_of_your_own_is_read_once_for_its_digest(tmp_path, monkeypatch):
+    write_own_set(tmp_path / "a", 1.0)
+    digest, asked = nls.engine._digest, []
+    monkeypatch.setattr(nls.engine, "_digest", lambda root, name: asked.append(name) or digest(root, name))
+    run_grid(Grid(dataset="mine", from_root=True, epochs=1, seed=range(3)), root=tmp_path / "a", workers=1)
+    assert asked == ["mine"]
+    with pytest.raises(TypeError, match="root must be the path of a folder, got 3"):
+        run_grid(Grid(dataset="mine", from_root=True), root=3, workers=1)
+
+
+def test_a_changed_file_changes_the_numbers(tmp_path):
+    write_own_set(tmp_path / "a", 1.0)
+    write_own_set(tmp_path / "b", 5.0)
+    grid = Grid(dataset="mine", from_root=True, epochs=2)
+    first, second = (run_grid(grid, root=tmp_path / name, workers=1) for name in ("a", "b"))
     assert second["train_loss"][0] != first["train_loss"][0]
 
 
