@@ -3,6 +3,7 @@
 Three random kills by default; ``make torture`` makes twenty. The seed of the moments is printed and can be given.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -66,6 +67,16 @@ def assert_resumes(folder, whole, before=None):
     return table.attrs
 
 
+def workers_of(run):
+    """Return the run's worker processes; a child that has just ended, such as git, is none."""
+    found = []
+    for process in psutil.Process(run.pid).children() if run.poll() is None else []:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one of these
+            if "popen_loky" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
 def wait_for_death(processes):
     """Return those that live on three seconds later."""
     return psutil.wait_procs(processes, timeout=3)[1]
@@ -97,7 +108,7 @@ def test_workers_that_are_still_starting_do_not_outlive_the_run(tmp_path):
     run = start(tmp_path / "store")
     workers = []
     while len(workers) < 2 and run.poll() is None:
-        workers = [p for p in psutil.Process(run.pid).children() if "popen_loky" in " ".join(p.cmdline())]
+        workers = workers_of(run)
         time.sleep(0.01)
     assert len(workers) == 2
     run.send_signal(signal.SIGKILL)
@@ -111,7 +122,7 @@ def test_a_killed_worker_does_not_end_the_run(whole, tmp_path):
     run = start(folder, stderr=subprocess.PIPE, text=True)
     while not stored(folder) and run.poll() is None:
         time.sleep(0.01)
-    workers = [p for p in psutil.Process(run.pid).children() if "popen_loky" in " ".join(p.cmdline())]
+    workers = workers_of(run)
     workers[0].kill()
     said = run.communicate(timeout=120)[1]
     assert run.returncode == 0, said
