@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
 
+from nls import _checks
 from nls.stats import Interval
 
 
@@ -21,15 +22,20 @@ class Claim:
 
     Attributes:
         name: Short and unique on the page, in lower case with hyphens.
-        statement: What the page says, one sentence that can be false.
+        statement: One sentence that can be false, of the page or of a paper.
         source: The paper it comes from, or ``"this book"``.
         holds: Whether the numbers of this run support the statement.
         effect: The measured effect: an interval, or text where an interval makes no sense.
         protocol: Data, selection rule and whether the numbers are live or stored.
         n: Number of runs behind an effect given as text; an interval has its own.
+        kind: ``"measured"``, or ``"proved"`` for what the page derives and the numbers only confirm.
+        says: What the page says of the statement, ``"holds"`` or ``"fails"``.
+        test: The test that checks the statement, ``"file::name"``.
+        figure: Name of the figure that shows it.
 
     Raises:
         TypeError: If ``holds`` is not True or False.
+        ValueError: If ``kind`` or ``says`` is another word.
 
     Examples:
         >>> Claim("signs", "NLS beats CE.", "this book", True, "2 of 2 sets", "Twonorm, live").verdict
@@ -43,10 +49,16 @@ class Claim:
     effect: Interval | str
     protocol: str
     n: int | None = None
+    kind: str = "measured"
+    says: str = "holds"
+    test: str = ""
+    figure: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.holds, (bool, np.bool_)):
             raise TypeError(f"holds must be True or False, got {self.holds!r}")
+        _checks.choice(self.kind, "kind", ("measured", "proved"))
+        _checks.choice(self.says, "says", ("holds", "fails"))
 
     @property
     def verdict(self) -> str:
@@ -56,7 +68,17 @@ class Claim:
         return "holds" if self.holds else "fails"
 
 
-def claims_table(claims: Iterable[Claim]) -> pd.DataFrame:
+class ClaimsTable(pd.DataFrame):
+    """A table of claims that also leaves them as data in an executed notebook, for the page of all statements."""
+
+    KEY = "nls_claims"
+
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict, dict]:
+        # Jupyter shows the usual forms of a table; the records go to the metadata of the output.
+        return {}, {self.KEY: self.attrs["claims"]}
+
+
+def claims_table(claims: Iterable[Claim]) -> ClaimsTable:
     """Return one row for each claim: name, statement, source, effect, protocol, verdict.
 
     Raises:
@@ -66,38 +88,40 @@ def claims_table(claims: Iterable[Claim]) -> pd.DataFrame:
         >>> claims_table([Claim("signs", "NLS beats CE.", "this book", True, "2 of 2 sets", "Twonorm, live")]).shape
         (1, 6)
     """
-    rows = [
+    records = [
         {
-            "claim": c.name,
-            "statement": c.statement,
-            "source": c.source,
-            "effect": str(c.effect),
-            "protocol": c.protocol,
-            "verdict": c.verdict,
+            field.name: str(getattr(claim, field.name) or "")
+            for field in fields(claim)
+            if field.name not in ("holds", "n")
         }
-        for c in claims
+        | {"verdict": claim.verdict}
+        for claim in claims
     ]
-    table = pd.DataFrame(rows, columns=["claim", "statement", "source", "effect", "protocol", "verdict"])
+    columns = ["name", "statement", "source", "effect", "protocol", "verdict"]
+    table = ClaimsTable(records, columns=columns).rename(columns={"name": "claim"})
     if table["claim"].duplicated().any():
         twice = ", ".join(sorted(set(table["claim"][table["claim"].duplicated()])))
         raise ValueError(f"claims must have different names, got {twice} more than once")
+    table = ClaimsTable(table)
+    table.attrs["claims"] = records
     return table
 
 
-def check_claims(claims: Iterable[Claim]) -> pd.DataFrame:
-    """Return :func:`claims_table` if every claim holds, and stop the page otherwise.
+def check_claims(claims: Iterable[Claim]) -> ClaimsTable:
+    """Return :func:`claims_table` if every claim is what its page says, and stop the page otherwise.
 
     A claim that rests on a single run has no verdict and does not stop the page.
 
     Raises:
-        ClaimError: If a claim fails, naming each one with its effect.
+        ClaimError: If a verdict is not what the page says, naming each claim with its effect.
         ValueError: If there are no claims, or two share a name.
     """
     claims = list(claims)
     if not claims:
         raise ValueError("claims must hold at least one claim, got none")
     table = claims_table(claims)
-    failed = [f"{c.name}: {c.statement} Measured: {c.effect}." for c in claims if c.verdict == "fails"]
-    if failed:
-        raise ClaimError(f"{len(failed)} of {len(claims)} claims fail. " + " ".join(failed))
+    wrong = [c for c in claims if c.verdict not in (c.says, "no verdict")]
+    if wrong:
+        found = " ".join(f"{c.name}, which {c.verdict}: {c.statement} Measured: {c.effect}." for c in wrong)
+        raise ClaimError(f"{len(wrong)} of {len(claims)} claims are not as the page says. {found}")
     return table

@@ -145,7 +145,7 @@ def test_the_configuration_names_no_address():
     assert config["execute"] == {"execute_notebooks": "off", "stderr_output": "remove-warn"}
 
 
-FIRST = BOOK / "notebooks" / "01_uci.ipynb"
+FIRST = BOOK / "notebooks" / "11_uci.ipynb"
 
 
 def test_the_first_page_stays_above_the_floor():

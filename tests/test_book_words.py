@@ -47,7 +47,7 @@ def test_every_public_name_has_a_docstring_and_an_api_page():
 
 def test_the_default_profile_trains_at_least_what_the_page_promises():
     profile = yaml.safe_load((BOOK / "profiles.yml").read_text(encoding="utf-8"))["profiles"]["book"]
-    chapter = profile["notebooks"]["01_uci"]
+    chapter = profile["notebooks"]["11_uci"]
     sets = set(chapter["live_sets"])
     assert sets <= {"twonorm", "ringnorm", "waveform", "breast_cancer", "wine", "digits"}  # nothing to download
     assert len(sets) >= 4

@@ -16,7 +16,7 @@ import nls.stack
 import nls.training
 from nls import plotting
 
-NOTEBOOK = Path(__file__).parents[1] / "book" / "notebooks" / "01_uci.ipynb"
+NOTEBOOK = Path(__file__).parents[1] / "book" / "notebooks" / "11_uci.ipynb"
 SETUP = ["imports", "parameters", "settings"]
 # The page in parts that share only the set-up, each smaller than in the book and large enough for its claims to hold.
 PARTS = {

@@ -1,6 +1,9 @@
-import pytest
+import dataclasses
 
-from nls.claims import Claim, ClaimError, check_claims, claims_table
+import pytest
+from IPython.core.formatters import DisplayFormatter
+
+from nls.claims import Claim, ClaimError, ClaimsTable, check_claims, claims_table
 from nls.stats import Interval
 
 HOLDS = Claim("up", "It rises.", "this book", True, Interval(0.1, 0.05, 0.15, 10), "live")
@@ -15,9 +18,29 @@ def test_claims_that_hold_give_a_table():
 
 
 def test_a_claim_that_fails_stops_the_page_and_is_named():
-    with pytest.raises(ClaimError, match=r"1 of 2 claims fail\. down: It falls\. Measured: \+0\.100"):
+    with pytest.raises(ClaimError, match=r"1 of 2 claims are not .* down, which fails: It falls\. Measured: \+0\.1"):
         check_claims([HOLDS, FAILS])
     assert claims_table([HOLDS, FAILS])["verdict"].tolist() == ["holds", "fails"]
+
+
+def test_a_page_may_say_that_a_statement_of_a_paper_fails():
+    refuted = dataclasses.replace(FAILS, says="fails", source="a paper")
+    assert check_claims([HOLDS, refuted])["verdict"].tolist() == ["holds", "fails"]
+    with pytest.raises(ClaimError, match="up, which holds: It rises"):
+        check_claims([dataclasses.replace(HOLDS, says="fails")])
+    for field in ("says", "kind"):
+        with pytest.raises(ValueError, match=f"{field} must be one of"):
+            dataclasses.replace(HOLDS, **{field: "perhaps"})
+
+
+def test_an_executed_notebook_carries_its_claims_as_data():
+    claim = dataclasses.replace(HOLDS, kind="proved", test="test_a.py::test_b", figure="fig-a")
+    data, metadata = DisplayFormatter().format(check_claims([claim]))
+    assert set(data) == {"text/plain", "text/html"}
+    assert metadata[ClaimsTable.KEY] == [
+        {"name": "up", "statement": "It rises.", "source": "this book", "effect": str(HOLDS.effect), "protocol": "live",
+         "kind": "proved", "says": "holds", "test": "test_a.py::test_b", "figure": "fig-a", "verdict": "holds"}
+    ]  # fmt: skip
 
 
 def test_two_claims_of_one_name_are_refused():
