@@ -16,7 +16,7 @@ from torch import nn
 
 from nls import _checks
 
-__all__ = ["GLSLoss", "backward_corrected_loss", "forward_corrected_loss", "gls_loss", "gls_targets"]
+__all__ = ["GLSLoss", "backward_corrected_loss", "forward_corrected_loss", "gls_loss", "gls_parts", "gls_targets"]
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -149,6 +149,42 @@ def gls_loss(
         loss = (own + rate * weight.mean()) * lse - own * picked - _scale(rate, spread)
     loss = loss.masked_fill(ignored, 0)
     return loss.sum() / counts.sum() if reduction == "mean" else _reduce(loss, reduction)
+
+
+def gls_parts(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""Return the two parts of the loss, per example: one that does not see the label, and one that is linear.
+
+    .. math:: \ell_r(z, y) = A(z) - (1 - r)\, m_y(z), \qquad
+        A(z) = \operatorname{lse}(z) - \bar z \ge \log K, \qquad m_y(z) = z_y - \bar z
+
+    Args:
+        logits: Shape [N, K] or [N, K, d1, ...], K at least 2, finite.
+        labels: Class indices of shape [N] or [N, d1, ...], or soft labels shaped like the logits.
+
+    Returns:
+        :math:`A` and :math:`m_y`, each in the shape of the class indices; float32 for float16 and bfloat16 logits.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If a shape does not fit, or a value is out of range.
+
+    Examples:
+        >>> logits, labels = torch.tensor([[2.0, 0.0, -2.0]]), torch.tensor([0])
+        >>> label_free, linear = gls_parts(logits, labels)
+        >>> label_free, linear
+        (tensor([2.1429]), tensor([2.]))
+        >>> torch.equal(gls_loss(logits, labels, -1.0, reduction="none"), label_free - 2 * linear)
+        True
+    """
+    logits = _prepare_logits(logits)
+    _check_labels_fit(labels, logits)
+    centred = logits - logits.mean(1, keepdim=True)
+    if labels.is_floating_point():
+        _check_soft_labels(labels, -100)
+        linear = (labels.to(logits.dtype) * centred).sum(1)
+    else:
+        linear = centred.gather(1, _class_indices(labels, logits.shape[1]).unsqueeze(1)).squeeze(1)
+    return centred.logsumexp(1), linear
 
 
 class GLSLoss(nn.Module):

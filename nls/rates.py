@@ -151,3 +151,104 @@ def feasible_rate(posterior: torch.Tensor) -> float:
         return -math.inf
     # Subtracted from 0.0, for a negated zero would print as -0.0.
     return 0.0 - lowest / (1 - lowest)
+
+
+def compose_rates(*rates: float) -> float:
+    r"""Return the one rate that does what several rates, one after the other, do.
+
+    .. math:: 1 - r = \prod_i (1 - r_i)
+
+    Rates other than 1 form a group: 0 does nothing, and :math:`-r / (1 - r)` undoes :math:`r`. Symmetric noise is
+    the rate :math:`c = K \epsilon / (K - 1)`.
+
+    Args:
+        rates: Any number of rates, each at most 1.
+
+    Returns:
+        The rate, at most 1.
+
+    Raises:
+        TypeError: If a rate is not a number.
+        ValueError: If a rate is above 1 or not finite.
+
+    Examples:
+        >>> round(compose_rates(0.5, -1.0), 12)
+        0.0
+        >>> compose_rates(0.5, 0.5)
+        0.75
+    """
+    kept = [1 - _checks.number(rate, f"rates[{i}]", high=1) for i, rate in enumerate(rates)]
+    return 1 - math.prod(kept)
+
+
+def finite_sample_rate(posterior: torch.Tensor, noise_rate: float, num_examples: int) -> torch.Tensor:
+    r"""Return the rate that estimates a clean posterior best from a few noisy labels of one input.
+
+    The estimate is :math:`(1 - r) f + r u` with the class frequencies :math:`f` of n labels. Its expected squared
+    distance from :math:`\eta` is least at
+
+    .. math:: 1 - r^*_n = \frac{(1 - c)\, S}{(1 - c)^2 S + V / n}, \qquad
+        S = \|\eta - u\|^2, \quad V = 1 - \|\tilde\eta\|^2, \quad c = \frac{K \epsilon}{K - 1}
+
+    It falls with n, from above, to the exact correction :math:`-c / (1 - c)`: few labels want smoothing.
+
+    Args:
+        posterior: Clean class probabilities at an input, shape [..., K].
+        noise_rate: Symmetric flip probability :math:`\epsilon \in [0, (K - 1) / K)`.
+        num_examples: Number n of labels at the input, at least 1.
+
+    Returns:
+        The rates, at most 1, float64, shape [...]; 1 where the posterior is uniform.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of range.
+
+    Examples:
+        >>> eta = torch.tensor([0.82] + [0.02] * 9, dtype=torch.float64)
+        >>> [round(float(finite_sample_rate(eta, 0.4, n)), 3) for n in (1, 20)]
+        [0.644, -0.496]
+    """
+    kept, signal, variance = _few_labels(posterior, noise_rate)
+    num_examples = _checks.integer(num_examples, "num_examples", low=1)
+    return 1 - kept * signal / (kept**2 * signal + variance / num_examples)
+
+
+def crossover_size(posterior: torch.Tensor, noise_rate: float) -> torch.Tensor:
+    r"""Return how many labels at an input it takes until the best rate is no longer positive.
+
+    .. math:: n_0 = \frac{V}{c\, (1 - c)\, S}
+
+    with the terms of :func:`finite_sample_rate`, whose rate is positive below :math:`n_0` and negative above.
+
+    Args:
+        posterior: Clean class probabilities at an input, shape [..., K].
+        noise_rate: Symmetric flip probability :math:`\epsilon \in [0, (K - 1) / K)`.
+
+    Returns:
+        The sizes, float64, shape [...]; infinite without noise, and where the posterior is uniform.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of range.
+
+    Examples:
+        >>> eta = torch.tensor([0.82] + [0.02] * 9, dtype=torch.float64)
+        >>> round(float(crossover_size(eta, 0.4)), 2)
+        5.08
+    """
+    kept, signal, variance = _few_labels(posterior, noise_rate)
+    gain = (1 - kept) * kept * signal
+    # Without noise one-hot rows leave 0 / 0: there the best rate is 0 at any size.
+    return torch.where(gain > 0, variance / gain, math.inf)
+
+
+def _few_labels(posterior: torch.Tensor, noise_rate: float) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """Return 1 - c, the squared distance of a posterior from uniform, and the variance of one noisy label."""
+    exact = _checks.probabilities(posterior, "posterior").detach().double()
+    num_classes = exact.shape[-1]
+    high = (num_classes - 1) / num_classes
+    kept = 1 - _checks.number(noise_rate, "noise_rate", low=0, high=high, open_high=True) / high
+    centred = exact - 1 / num_classes
+    noisy = kept * centred + 1 / num_classes
+    return kept, centred.square().sum(-1), 1 - noisy.square().sum(-1)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from nls.losses import backward_corrected_loss, forward_corrected_loss, gls_loss
+from nls.losses import backward_corrected_loss, forward_corrected_loss, gls_loss, gls_parts, gls_targets
 from nls.noise import pair_transition, symmetric_transition
-from nls.rates import optimal_smooth_rate
+from nls.rates import compose_rates, optimal_smooth_rate
 
 CASES = [(k, e) for k in (2, 3, 10) for e in (0.1, 0.2, 0.4)]
 
@@ -85,3 +85,30 @@ def test_forward_correction_has_the_clean_posterior_as_its_minimiser():
         clean @ transition)).sum()  # fmt: skip
     (gradient,) = torch.autograd.grad(risk, logits)
     assert gradient.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("rate", [0.7, 0.0, -1.5])
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_two_parts_make_the_loss(rate, soft):
+    generator = torch.Generator().manual_seed(3)
+    logits = 5 * torch.randn(40, 7, 2, generator=generator, dtype=torch.float64)
+    labels = torch.randint(7, (40, 2), generator=generator)
+    if soft:
+        labels = torch.rand(40, 7, 2, generator=generator, dtype=torch.float64).softmax(1)
+    label_free, linear = gls_parts(logits, labels)
+    loss = gls_loss(logits, labels, rate, reduction="none")
+    torch.testing.assert_close(label_free - (1 - rate) * linear, loss, atol=1e-12, rtol=0)
+    moved = gls_parts(logits + 100.0, labels)  # a common offset changes neither
+    torch.testing.assert_close(moved, (label_free, linear), atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("rates", [(), (0.3,), (0.5, -1.0), (0.2, -3.0, 0.9)])
+def test_rates_compose_as_the_targets_do(rates):
+    labels = torch.arange(5)
+    rows = torch.eye(5, dtype=torch.float64)
+    for rate in rates:
+        rows = rows @ gls_targets(labels, 5, torch.tensor(rate, dtype=torch.float64))
+    composed = torch.tensor(compose_rates(*rates), dtype=torch.float64)
+    torch.testing.assert_close(rows, gls_targets(labels, 5, composed), atol=1e-14, rtol=0)
+    with pytest.raises(ValueError, match=r"rates\[1\] must be a finite number"):
+        compose_rates(0.5, 1.5)
