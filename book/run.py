@@ -29,6 +29,7 @@ import yaml
 from execute import ANSI, child_environment, run_notebooks
 from launch import LAUNCH_BRANCH, launch_settings, repository_url, source_commit, write_launch_copies
 from parameters import BookError, plan_runs
+from statements import write_statements
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL_TIMEOUT = 900
@@ -239,6 +240,8 @@ def build(args: argparse.Namespace) -> None:
     if missing:
         print(f"not rendered: no up-to-date run of {', '.join(missing)}; build without --only first")
         return
+    if stated := write_statements(out / "stage" / "book"):
+        print(f"{stated} statements collected", flush=True)
     html = render(root, out, url)
     print(f"rendered {len(list(html.rglob('*.html')))} pages, 0 warnings", flush=True)
     findings = check_site.check(html, out / "stage" / "book", read_record(out), [str(root), sys.prefix])
