@@ -1,5 +1,6 @@
 """The book's names are the code's, its scale is what it says, and its one figure is that of the stored results."""
 
+import ast
 import dataclasses
 import inspect
 import math
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 
@@ -43,6 +45,22 @@ def test_every_public_name_has_a_docstring_and_an_api_page():
         thing = getattr(nls, name)
         assert f"automodule:: {thing.__module__}\n" in pages, name
         assert len(inspect.getdoc(thing) or "") > 40, name
+
+
+@pytest.mark.parametrize("path", sorted((BOOK / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_claims_name_tests_and_figures_that_exist(path):
+    cells = nbformat.read(path, as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    for file, name in re.findall(r"(test_\w+\.py)::(\w+)", text):
+        tests = [node.name for node in ast.parse((ROOT / "tests" / file).read_text()).body if hasattr(node, "name")]
+        assert name in tests, f"{file} has no {name}"
+    drawn = {cell.metadata.mystnb.figure.name for cell in cells if "mystnb" in cell.metadata}
+    assert set(re.findall(r'"(fig-[\w-]+)"', text)) <= drawn
+    if path.stem < "10":  # each statement of the theory has a test and a figure
+        calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+        given = [{key.arg for key in call.keywords} for call in calls if ast.unparse(call.func).endswith("Claim")]
+        assert given
+        assert all({"test", "figure"} <= names for names in given)
 
 
 def test_the_default_profile_trains_at_least_what_the_page_promises():
