@@ -15,6 +15,7 @@ _DIMENSION = 20
 _SHIFT = 2 / math.sqrt(_DIMENSION)
 _NUM_WAVE_POINTS = 21
 _WAVE_PAIRS = ((0, 1), (0, 2), (1, 2))
+_TRIANGLE = ((0.0, math.sqrt(3)), (-1.5, -math.sqrt(3) / 2), (1.5, -math.sqrt(3) / 2))
 # The integrand is a Gaussian bump of width 1 / |h_a - h_b| (0.06 to 0.09) on [0, 1]; 48 nodes leave errors below 1e-13.
 _NUM_NODES = 48
 
@@ -33,6 +34,44 @@ def _check_features(features: torch.Tensor, num_features: int) -> torch.Tensor:
     if not bool(torch.isfinite(features).all()):
         raise ValueError("features must be finite")
     return features.double()
+
+
+def gaussian_posterior(features: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+    r"""Return the true posterior of a mixture of Gaussians with equal weights and unit covariance.
+
+    .. math:: P(y = k \mid x) = \operatorname{softmax}_k\big(x \cdot \mu_k - \tfrac12 \lVert \mu_k \rVert^2\big)
+
+    The logits are linear in x: a linear model with an intercept contains this posterior, whatever the means.
+
+    Args:
+        features: Raw (not standardised) features [n, d], floating point.
+        means: Centres :math:`\mu_k` of the K classes [K, d], floating point, K at least 2, d at least 1.
+
+    Returns:
+        Posterior [n, K], float64.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor.
+        ValueError: If an argument has another shape or is not finite.
+
+    Examples:
+        >>> means = torch.tensor([[-1.0], [1.0]])
+        >>> gaussian_posterior(torch.tensor([[0.0], [0.5]]), means)
+        tensor([[0.5000, 0.5000],
+                [0.2689, 0.7311]], dtype=torch.float64)
+
+    References:
+        Hastie, Tibshirani, Friedman (2009), The elements of statistical learning, section 4.3.
+    """
+    _checks.floating(means, "means")
+    if means.ndim != 2 or len(means) < 2 or not means.shape[1]:
+        raise ValueError(f"means must have shape [K, d] with K >= 2 and d >= 1, got {_checks.describe(means)}")
+    if not bool(torch.isfinite(means).all()):
+        raise ValueError("means must be finite")
+    raw = _check_features(features, means.shape[1])
+    centres = means.to(raw)
+    # |x|^2 is common to all classes and left out: far from the centres it would swamp what tells them apart.
+    return (raw @ centres.T - centres.square().sum(1) / 2).softmax(1)
 
 
 def twonorm_posterior(features: torch.Tensor) -> torch.Tensor:
@@ -126,6 +165,16 @@ def waveform_posterior(features: torch.Tensor) -> torch.Tensor:
     return (exponent + torch.from_numpy(np.log(weights))).logsumexp(2).softmax(1)
 
 
+def _three_gaussians_posterior(features: torch.Tensor) -> torch.Tensor:
+    """Return the true posterior of ``three_gaussians`` at raw features [n, 2]."""
+    return gaussian_posterior(features, torch.tensor(_TRIANGLE, dtype=torch.float64))
+
+
+def _draw_three_gaussians(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return features [n, 2]: N(m, I) with m a corner of the triangle."""
+    return generator.standard_normal((len(labels), 2)) + np.array(_TRIANGLE)[labels]
+
+
 def _draw_twonorm(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Return features [n, 20]: N(a, I) for class 0, N(-a, I) for class 1."""
     return generator.standard_normal((len(labels), _DIMENSION)) + _SHIFT * (1 - 2 * labels)[:, None]
@@ -183,6 +232,14 @@ RECIPES = {
         "20 features, N(0, 4 I) against N(a, I) with every coordinate of a equal to 2/sqrt(20). Sources differ on a: "
         "2/sqrt(20) (DELVE) gives a Bayes error of 1.24 %, 1/sqrt(20) (mlbench) gives 1.50 %; the published "
         "theoretical error is 1.3 %, so 2/sqrt(20) is used.",
+    ),
+    "three_gaussians": Recipe(
+        _draw_three_gaussians,
+        _three_gaussians_posterior,
+        ("top", "left", "right"),
+        "drawn for this book",
+        "2 features, N(m, I) with m one of the corners of an equilateral triangle of side 3 around the origin, the "
+        "first one on top. Bayes error 11.53 %.",
     ),
     "waveform": Recipe(
         _draw_waveform,

@@ -1,12 +1,14 @@
-"""Linear models under generalised label smoothing, fitted to the exact minimum of their convex risk."""
+"""Linear models under generalised label smoothing: the exact minimum of their convex risk, and when there is one."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy import sparse
+from scipy.optimize import linprog, minimize
 
 from nls import _checks
 
@@ -20,7 +22,7 @@ class LinearModel:
         bias: Float64 [K]; zero without an intercept.
         value: The risk at these weights, with the ridge.
         converged: Whether the gradient is zero within the tolerance. False says that there is no minimum, or that
-            it is far away: see :func:`nls.rates.feasible_rate`. Separable labels at rate zero can give True with
+            it is far away: see :func:`critical_rate`. Separable labels at rate zero can give True with
             large weights, where the risk is as flat as at a minimum.
     """
 
@@ -104,10 +106,82 @@ def fit_linear(
     options = {"maxiter": max_iterations, "maxfun": 2 * max_iterations, "ftol": 0.0, "gtol": 1e-10, "maxcor": 30}
     start = np.zeros(num_classes * x.shape[1])
     found = minimize(risk, start, jac=True, method="L-BFGS-B", options=options)
-    converged = bool(np.abs(risk(found.x)[1]).max() <= 1e-6 * max(1.0, float(np.abs(moments).max())))
+    converged = bool(np.abs(found.jac).max() <= 1e-6 * max(1.0, float(np.abs(moments).max())))
     solution = torch.from_numpy(found.x.reshape(num_classes, -1))
     bias = solution[:, -1] if intercept else solution.new_zeros(num_classes)
     return LinearModel(solution[:, : x.shape[1] - intercept], bias, float(found.fun), converged)
+
+
+def critical_rate(
+    features: torch.Tensor, labels: torch.Tensor, num_classes: int = 2, *, intercept: bool = True
+) -> float:
+    r"""Return the rate below which the GLS risk of a linear model falls without bound.
+
+    .. math::
+        1 - r_{\mathrm{crit}} = \max\Bigl\{\tau : \sum_n (a_n - u)\, x_n^\top = \tau \sum_n (y_n - u)\, x_n^\top
+        \ \text{for some probabilities}\ a_1, \ldots, a_N\Bigr\}
+
+    with one-hot labels :math:`y_n` and the uniform vector u: a linear programme. The rate is the last one whose
+    targets have moments that probabilities can have. Above it the risk has a minimum; at it the risk is bounded, and
+    no weights reach its infimum; below it there is no bound. As the dual of this programme,
+
+    .. math:: \frac{1}{1 - r_{\mathrm{crit}}} = \max_{W \ne 0}
+        \frac{\sum_n m_{y_n}(W x_n)}{\sum_n (\max_k z_k - \bar z)(W x_n)} .
+
+    Labels that a linear model separates, also with points on the border, give 0: there cross entropy already has no
+    minimum.
+
+    Args:
+        features: Shape [N, d], finite.
+        labels: Class indices [N], or soft labels [N, K] whose rows sum to 1, such as a noisy posterior.
+        num_classes: Number of classes K, at least 2.
+        intercept: Whether the model has a bias.
+
+    Returns:
+        The rate, at most 0 for class indices, to about 1e-9; ``-inf`` where every rate below 1 has a minimum, because
+        the labels have nothing to do with the features.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range, or shapes do not fit.
+        RuntimeError: If the linear programme is not solved.
+
+    Examples:
+        >>> features = torch.tensor([[-2.0], [-1.0], [1.0], [2.0], [-1.0], [1.0]])
+        >>> round(critical_rate(features, torch.tensor([0, 0, 1, 1, 1, 0])), 12)
+        -1.0
+        >>> critical_rate(features, torch.tensor([0, 0, 1, 1, 0, 1]))
+        0.0
+
+    References:
+        Albert and Anderson, 1984, doi:10.1093/biomet/71.1.1, for rate 0.
+    """
+    x, rows = _checked(features, labels, num_classes, 0.0)
+    if intercept:
+        x = np.column_stack([x, np.ones(len(x))])
+    x = x / np.maximum(np.abs(x).max(0), np.finfo(float).tiny)  # the units of a feature do not matter
+    num_examples, free = len(x), num_classes - 1  # both sides sum to zero over the classes: the last one follows
+    moments = ((rows[:, :free] - 1 / num_classes).T @ x).ravel()
+    if np.abs(moments).max() <= 1e-12 * num_examples:
+        return -math.inf
+    # The unknowns are the probabilities of all classes but the last, class by class, and tau.
+    equal = sparse.hstack([sparse.block_diag([x.T] * free), -moments[:, None]], format="csc")
+    at_most = None
+    if free > 1:
+        at_most = sparse.hstack([sparse.eye_array(num_examples)] * free + [np.zeros((num_examples, 1))], format="csc")
+    found = linprog(
+        np.append(np.zeros(free * num_examples), -1.0),
+        A_ub=at_most,
+        b_ub=None if at_most is None else np.ones(num_examples),
+        A_eq=equal,
+        b_eq=np.tile(x.sum(0) / num_classes, free),
+        bounds=[(0, 1)] * (free * num_examples) + [(0, None)],
+        method="highs-ds",
+    )
+    if found.status != 0:
+        raise RuntimeError(f"the linear programme was not solved: {found.message}")
+    rate = 1 - float(found.x[-1])
+    return rate if abs(rate) > 1e-9 else 0.0
 
 
 def _checked(
@@ -127,6 +201,8 @@ def _checked(
             raise ValueError(f"soft labels must have shape {expected}, got {tuple(rows.shape)}")
         if not bool(((rows.sum(1) - 1).abs() <= 1e-5 * rows.abs().sum(1).clamp_min(1)).all()):
             raise ValueError("soft labels must have rows that sum to 1")
+        # A sum that is off by the rounding of float32 would let a common offset of the logits run away.
+        rows = rows / rows.sum(1, keepdim=True)
     else:
         if labels.shape != (len(features),):
             raise ValueError(f"labels must have shape ({len(features)},), got {tuple(labels.shape)}")

@@ -70,45 +70,170 @@ def optimal_smooth_rate(
     return optimal if is_tensor else float(optimal)
 
 
-def frobenius_rate(transition: torch.Tensor) -> tuple[float, float]:
+def frobenius_rate(transition: torch.Tensor, prior: torch.Tensor | None = None) -> tuple[float, float]:
     r"""Return the one smoothing rate that comes nearest to inverting a transition matrix, and what is left over.
 
     .. math::
         1 - r_F = \frac{\operatorname{tr} T - 1}{\|T\|_F^2 - 1}
         \quad\text{minimises}\quad \|T\,G(r) - I\|_F, \qquad G(r) = (1 - r) I + r\,u 1^\top,
-        \qquad \text{residual} = \frac{\|T\,G(r_F) - I\|_F}{\|I - u 1^\top\|_F}
+        \qquad \text{residual } \varrho = \frac{\|T\,G(r_F) - I\|_F}{\|I - u 1^\top\|_F}
 
-    For symmetric noise the residual is 0 and the rate is the exact :math:`-c / (1 - c)`. Otherwise the residual is
-    the bias that no single rate removes: 0 is an exact correction, 1 is as far from clean labels as no label at
-    all. The rate need not fall as noise grows, so read it together with the residual.
+    Row i of :math:`T\,G(r)` is the expected target of an example of class i. With a class prior w its rows count by
+    :math:`w_i`, and :math:`1 - r_F = (\sum_i w_i T_{ii} - 1/K) / (\sum_i w_i |T_i|^2 - 1/K)`.
+
+    The residual is the sine of the angle between :math:`T - u 1^\top` and :math:`I - u 1^\top`: 0 for symmetric noise,
+    where the rate is the exact :math:`-c / (1 - c)`, and 1 as far from clean labels as no label at all. Against the
+    exact rate of symmetric noise that keeps as many labels, :math:`1 - r_F = (1 - \varrho^2) (1 - r_{LC})`. The rate
+    need not fall as noise grows, so read it together with the residual.
 
     Args:
         transition: Row-stochastic matrix [K, K] with a trace above 1.
+        prior: Class probabilities w of the clean label [K]; by default uniform.
 
     Returns:
         The rate, below 1, and the residual, in [0, 1).
 
     Raises:
-        TypeError: If ``transition`` is not a floating-point tensor.
-        ValueError: If it is not row-stochastic, or its trace is at most 1.
+        TypeError: If an argument is not a floating-point tensor.
+        ValueError: If it is not row-stochastic, its trace (with a prior, :math:`K \sum_i w_i T_{ii}`) is at most 1,
+            or ``prior`` is not made of K probabilities.
 
     Examples:
         >>> rate, residual = frobenius_rate(torch.tensor([[0.75, 0.25], [0.25, 0.75]]))
         >>> round(rate, 4), round(residual, 4)
         (-1.0, 0.0)
     """
-    matrix = _checks.transition_matrix(transition)
+    matrix, weight = _weighted_rows(transition, prior)
     num_classes = len(matrix)
-    signal = float(matrix.trace()) - 1
+    signal = num_classes * float(weight @ matrix.diagonal()) - 1
     if signal <= NO_INFORMATION:
         raise ValueError(
             f"transition must have a trace above 1, got {1 + signal:.6g}: on average over classes the noisy label is "
             "then no likelier to be right than a uniform guess, and no rate below 1 comes nearer to the clean labels"
         )
-    scale = signal / (float(matrix.square().sum()) - 1)
-    corrected = scale * matrix + (1 - scale) / num_classes
-    corrected.diagonal().sub_(1)
-    return 1 - scale, float(torch.linalg.matrix_norm(corrected)) / math.sqrt(num_classes - 1)
+    deviation = matrix - 1 / num_classes
+    scale = signal / (num_classes * float(weight @ deviation.square().sum(1)))
+    return 1 - scale, _distance(scale * deviation + 1 / num_classes, weight)
+
+
+def scalar_share(transition: torch.Tensor, prior: torch.Tensor | None = None) -> float:
+    r"""Return which share of the damage of a transition matrix no single smoothing rate removes.
+
+    .. math:: \frac{\|T\,G(r_F) - I\|_F}{\|T - I\|_F}
+
+    It compares the best rate of :func:`frobenius_rate` with plain cross entropy on the noisy labels.
+
+    Args:
+        transition: Row-stochastic matrix [K, K] with a trace above 1.
+        prior: Class probabilities of the clean label [K]; by default uniform.
+
+    Returns:
+        The share, in [0, 1]; 0 for symmetric noise and without noise, 1 where the best rate is 0.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor.
+        ValueError: As for :func:`frobenius_rate`.
+
+    Examples:
+        >>> pair = 0.8 * torch.eye(10) + 0.2 * torch.eye(10).roll(1, 1)
+        >>> round(scalar_share(pair), 3)
+        0.83
+    """
+    left = frobenius_rate(transition, prior)[1]
+    matrix, weight = _weighted_rows(transition, prior)
+    total = _distance(matrix, weight)
+    return left / total if total else 0.0
+
+
+def per_label_rates(transition: torch.Tensor, prior: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
+    r"""Return one smoothing rate for each noisy label that together come nearest to inverting a transition matrix.
+
+    .. math::
+        \min_{r \in \mathbb R^K} \|T\,Q(r) - I\|_F, \qquad Q(r) = \operatorname{diag}(1 - r) + r\,u^\top
+
+    An example with noisy label j is smoothed at :math:`r_j`: ``gls_loss(logits, labels, rates[labels])``. This is the
+    backward correction itself, with residual 0, if and only if a label of class i is kept with probability
+    :math:`1 - c_i` and otherwise drawn with probabilities proportional to :math:`1 - c_j`; then
+    :math:`r_i = -c_i / (1 - c_i)`. Two classes always are such a case, with
+    :math:`r_y = -2 e_y / (1 - e_0 - e_1)` for flip probabilities :math:`e_y` of the clean label y.
+
+    Args:
+        transition: Row-stochastic matrix [K, K].
+        prior: Class probabilities of the clean label [K], which weigh the rows of the matrix; by default uniform.
+
+    Returns:
+        The rates [K], float64, and the residual, on the scale of that of :func:`frobenius_rate` and never above it.
+        A label that never occurs has rate 0. A rate above 1 belongs to a label that is likelier wrong than right;
+        losses take it as a target row only, see :func:`nls.losses.gls_loss`.
+
+    Raises:
+        TypeError: If an argument is not a floating-point tensor.
+        ValueError: If ``transition`` is not row-stochastic or ``prior`` is not made of K probabilities.
+
+    Examples:
+        >>> rates, residual = per_label_rates(torch.tensor([[0.9, 0.1], [0.4, 0.6]], dtype=torch.float64))
+        >>> rates, round(residual, 12)
+        (tensor([-0.4000, -1.6000], dtype=torch.float64), 0.0)
+    """
+    matrix, weight = _weighted_rows(transition, prior)
+    centred = torch.eye(len(matrix), dtype=torch.float64, device=matrix.device) - 1 / len(matrix)
+    # The normal equations of T Q - I = (T - I) - sum_i r_i T_{., i} (e_i - u)^T; a label never seen leaves a zero row.
+    weighted = weight.unsqueeze(1) * matrix
+    products = matrix.T @ weighted
+    wanted = (products - weighted.T) @ centred
+    rates = torch.linalg.pinv(products * centred, hermitian=True) @ wanted.diagonal()
+    return rates, _distance(matrix @ (torch.eye(len(matrix)).to(matrix) - rates.unsqueeze(1) * centred), weight)
+
+
+def crossover_pairs(transition: torch.Tensor) -> float:
+    r"""Return how many labels of each class, known clean and noisy, an estimated matrix needs to beat one rate.
+
+    .. math::
+        m_0 = \frac{\sum_i \bigl(\sum_j T_{ij} |R_j|^2 - 1\bigr)}{\|T\,G(r_F) - I\|_F^2}, \qquad R = T^{-1}
+
+    A matrix counted from m labels of each class is wrong by chance, and correcting with its inverse leaves an expected
+    :math:`\|T \hat T^{-1} - I\|_F^2` of numerator / m, to first order in 1 / m; the best single rate leaves the
+    denominator however many labels there are. Below :math:`m_0` keep the rate, well above it take the matrix. Few
+    labels make inverses with heavy tails, which the first order does not see, so in between prefer the rate.
+
+    Args:
+        transition: Row-stochastic matrix [K, K] with a trace above 1.
+
+    Returns:
+        The size, infinite for symmetric noise and for a singular matrix.
+
+    Raises:
+        TypeError: If ``transition`` is not a floating-point tensor.
+        ValueError: As for :func:`frobenius_rate`.
+
+    Examples:
+        >>> pair = 0.8 * torch.eye(10) + 0.2 * torch.eye(10).roll(1, 1)
+        >>> round(crossover_pairs(pair), 1)
+        12.1
+    """
+    residual = frobenius_rate(transition)[1]
+    matrix = _checks.transition_matrix(transition)
+    inverse, broken = torch.linalg.inv_ex(matrix)
+    if broken or residual < NO_INFORMATION:
+        return math.inf
+    return float((matrix @ inverse.square().sum(1) - 1).sum()) / ((len(matrix) - 1) * residual**2)
+
+
+def _weighted_rows(transition: object, prior: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a transition matrix and the weights of its rows, float64."""
+    matrix = _checks.transition_matrix(transition)
+    if prior is None:
+        return matrix, torch.full_like(matrix[0], 1 / len(matrix))
+    weight = _checks.probabilities(_checks.tensor(prior, "prior"), "prior").detach().double()
+    if weight.shape != matrix[0].shape:
+        raise ValueError(f"prior must have shape ({len(matrix)},), got {tuple(weight.shape)}")
+    return matrix, (weight / weight.sum()).to(matrix.device)
+
+
+def _distance(matrix: torch.Tensor, weight: torch.Tensor) -> float:
+    """Return how far the rows of a matrix are from one-hot, as a part of how far uniform rows are."""
+    apart = matrix - torch.eye(len(matrix)).to(matrix)
+    return math.sqrt(float(weight @ apart.square().sum(1)) / (1 - 1 / len(matrix)))
 
 
 def feasible_rate(posterior: torch.Tensor) -> float:

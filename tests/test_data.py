@@ -18,6 +18,12 @@ from nls.generators import RECIPES, draw
 
 SPLITS = ("train", "validation", "test")
 BUNDLED = {"breast_cancer": (569, 30, 2), "wine": (178, 13, 3), "digits": (1797, 64, 10)}
+DRAWN = {
+    "twonorm": (3000, 20, 2),
+    "ringnorm": (3000, 20, 2),
+    "waveform": (3000, 21, 3),
+    "three_gaussians": (3000, 2, 3),
+}
 UCI = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "uci"
 needs_uci = pytest.mark.skipif(not UCI.is_dir(), reason="no folder of UCI sets beside the checkout")
 
@@ -67,7 +73,7 @@ def test_shapes_types_and_card(name):
     dataset = load_dataset(name, seed=3)
     card = dataset.card
     assert isinstance(dataset, Dataset)
-    n, d, num_classes = BUNDLED.get(name, (3000, 21 if name == "waveform" else 20, 3 if name == "waveform" else 2))
+    n, d, num_classes = (DRAWN | BUNDLED)[name]
     assert (card.num_examples, card.num_features, card.num_classes) == (n, d, num_classes)
     assert (dataset.name, dataset.num_features, dataset.num_classes) == (name, d, num_classes)
     assert len(dataset.class_names) == num_classes
@@ -253,6 +259,7 @@ def test_markdown_card_is_a_table():
 
 def test_dataset_names():
     assert dataset_names() == tuple(sorted(dataset_names()))
+    assert set(RECIPES) == set(DRAWN)
     assert {*RECIPES, *BUNDLED, "splice"} <= set(dataset_names())
 
 

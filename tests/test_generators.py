@@ -9,13 +9,21 @@ from nls import generators
 from nls.generators import (
     RECIPES,
     draw,
+    gaussian_posterior,
     ringnorm_posterior,
     twonorm_posterior,
     waveform_posterior,
 )
 
-POSTERIORS = {"twonorm": twonorm_posterior, "ringnorm": ringnorm_posterior, "waveform": waveform_posterior}
-NUM_FEATURES = {"twonorm": 20, "ringnorm": 20, "waveform": 21}
+POSTERIORS = {
+    "twonorm": twonorm_posterior,
+    "ringnorm": ringnorm_posterior,
+    "waveform": waveform_posterior,
+    "three_gaussians": generators._three_gaussians_posterior,
+}
+NUM_FEATURES = {"twonorm": 20, "ringnorm": 20, "waveform": 21, "three_gaussians": 2}
+TRIANGLE = 3 * np.array([[0.5, math.sqrt(3) / 2], [0, 0], [1, 0]])
+TRIANGLE -= TRIANGLE.mean(0)
 PAIRS = ((0, 1), (0, 2), (1, 2))
 
 
@@ -71,12 +79,13 @@ def test_the_three_waves_are_the_textbook_ones():
     [
         ("twonorm", (2 / math.sqrt(20), -2 / math.sqrt(20)), (1, 1)),
         ("ringnorm", (0, 2 / math.sqrt(20)), (4, 1)),
+        ("three_gaussians", TRIANGLE, (1, 1, 1)),
     ],
 )
 def test_normal_posteriors_match_the_densities(name, means, variances):
     raw = draw(name, 500, np.random.default_rng(3))
     density = [
-        multivariate_normal(np.full(20, mean), variance).pdf(raw.features)
+        multivariate_normal(np.broadcast_to(mean, raw.features.shape[1:]), variance).pdf(raw.features)
         for mean, variance in zip(means, variances, strict=True)
     ]
     expected = np.stack(density, 1) / np.sum(density, 0)[:, None]
@@ -84,6 +93,46 @@ def test_normal_posteriors_match_the_densities(name, means, variances):
     assert posterior.dtype == torch.float64
     np.testing.assert_allclose(posterior, expected, rtol=1e-10, atol=1e-12)
     assert torch.equal(posterior, raw.posterior)
+
+
+def test_gaussian_posterior_matches_the_densities():
+    """Any means in any dimension; twonorm is the case of two opposite ones."""
+    rng = np.random.default_rng(2)
+    for num_classes, d in ((2, 1), (3, 2), (10, 5)):
+        means, features = rng.normal(0, 2, (num_classes, d)), rng.normal(0, 3, (200, d))
+        density = np.stack([multivariate_normal(mean).pdf(features) for mean in means], 1)
+        posterior = gaussian_posterior(torch.from_numpy(features), torch.from_numpy(means))
+        assert posterior.dtype == torch.float64
+        np.testing.assert_allclose(posterior, density / density.sum(1, keepdims=True), rtol=1e-9, atol=1e-14)
+    a = torch.full((20,), 2 / math.sqrt(20), dtype=torch.float64)
+    features = torch.from_numpy(draw("twonorm", 100, rng).features)
+    torch.testing.assert_close(gaussian_posterior(features, torch.stack([a, -a])), twonorm_posterior(features))
+
+
+def test_gaussian_posterior_ignores_the_origin_and_keeps_its_type():
+    means, features = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).double(), torch.ones(1, 4).double()
+    moved = gaussian_posterior(features + 7, means + 7)
+    torch.testing.assert_close(moved, gaussian_posterior(features, means))
+    assert gaussian_posterior(features.float(), means.float()).dtype == torch.float64
+    assert gaussian_posterior(features[:0], means).shape == (0, 3)
+    assert gaussian_posterior(features, torch.ones(3, 4)).tolist() == [[1 / 3] * 3]
+
+
+@pytest.mark.parametrize(
+    ("means", "error", "message"),
+    [
+        (torch.zeros(3), ValueError, r"means must have shape \[K, d\] with K >= 2 and d >= 1, got .*\(3,\)"),
+        (torch.zeros(1, 2), ValueError, r"means must have shape \[K, d\]"),
+        (torch.zeros(2, 0), ValueError, r"means must have shape \[K, d\]"),
+        (torch.zeros(3, 4), ValueError, r"features must have shape \[n, 4\], got .*\(5, 2\)"),
+        (torch.full((3, 2), math.inf), ValueError, "means must be finite"),
+        (torch.zeros(3, 2, dtype=torch.int64), TypeError, "means must be a floating-point tensor"),
+        ([[0.0, 1.0]], TypeError, "means must be a torch tensor"),
+    ],
+)
+def test_gaussian_posterior_refuses_other_means(means, error, message):
+    with pytest.raises(error, match=message):
+        gaussian_posterior(torch.zeros(5, 2), means)
 
 
 def test_waveform_posterior_matches_fine_quadrature():
@@ -124,7 +173,13 @@ def test_posteriors_are_calibrated(name, large_samples):
 
 
 @pytest.mark.parametrize(
-    ("name", "error"), [("twonorm", norm.cdf(-2)), ("ringnorm", exact_ringnorm_error(2 / math.sqrt(20)))]
+    ("name", "error"),
+    [
+        ("twonorm", norm.cdf(-2)),
+        ("ringnorm", exact_ringnorm_error(2 / math.sqrt(20))),
+        # A corner wins where x is nearer to it than to both others: two normals of correlation cos 60 degrees.
+        ("three_gaussians", 1 - multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]]).cdf([1.5, 1.5])),
+    ],
 )
 def test_bayes_error_is_the_exact_one(name, error, large_samples):
     raw = large_samples[name]
@@ -181,7 +236,7 @@ def test_samples_have_the_stated_moments(name, large_samples):
             first, second = (WAVES[wave] for wave in PAIRS[label])
             mean, variance = (first + second) / 2, 1 + (first - second) ** 2 / 12
         else:
-            mean = {"twonorm": (shift, -shift), "ringnorm": (0, shift)}[name][label]
+            mean = {"twonorm": (shift, -shift), "ringnorm": (0, shift), "three_gaussians": TRIANGLE}[name][label]
             variance = 4 if (name, label) == ("ringnorm", 0) else 1
         assert np.all(np.abs(rows.mean(0) - mean) < 5 * np.sqrt(variance / len(rows)))
         np.testing.assert_allclose(

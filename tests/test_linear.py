@@ -67,6 +67,16 @@ def test_without_an_intercept_the_bias_is_zero_and_shifts_count():
     assert fit_linear(features, labels, 3, ridge=0.1).value < model.value
 
 
+def test_soft_labels_rounded_to_float32_have_a_minimum():
+    features, labels = make()
+    soft = 0.3 * torch.eye(3)[labels] + 0.7 / 3
+    soft[:, 0] -= 2e-8  # as rounding may leave it
+    assert float((soft.double().sum(1) - 1).abs().max()) > 0
+    model = fit_linear(features, soft, 3, -0.2, ridge=0.0)
+    assert model.converged
+    assert float(model.bias.abs().max()) < 10
+
+
 def test_a_risk_without_a_minimum_is_said():
     features, labels = make()
     assert not fit_linear(features, labels, 3, -20.0).converged

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from nls.noise import cifar10_asymmetric_transition, cifar10_pair_transition, pair_transition, symmetric_transition
-from nls.rates import feasible_rate, frobenius_rate, optimal_smooth_rate
+from nls.rates import (
+    crossover_pairs,
+    feasible_rate,
+    frobenius_rate,
+    optimal_smooth_rate,
+    per_label_rates,
+    scalar_share,
+)
 
 
 def random_posterior(*shape, seed=0, dtype=torch.float64):
@@ -189,6 +196,160 @@ def test_identity_needs_no_correction():
 def test_frobenius_rate_refuses_bad_input(transition, error, message):
     with pytest.raises(error, match=message):
         frobenius_rate(transition)
+
+
+def weighted_distance(matrix, prior):
+    """The distance of targets from one-hot rows under a prior, one row at a time."""
+    num_classes = len(matrix)
+    apart = [float((row - torch.eye(num_classes)[i]).square().sum()) for i, row in enumerate(matrix)]
+    return math.sqrt(sum(p * a for p, a in zip(prior.tolist(), apart, strict=True)) / (1 - 1 / num_classes))
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10])
+def test_a_class_prior_weighs_the_rows(num_classes):
+    transition = (random_posterior(num_classes, num_classes, seed=num_classes) + torch.eye(num_classes)) / 2
+    prior = random_posterior(num_classes, seed=1)
+    rate, residual = frobenius_rate(transition, prior)
+    candidates = [rate + step for step in (-0.01, 0, 0.01)]
+    left = [weighted_distance(transition @ smoothing(num_classes, r), prior) for r in candidates]
+    assert left[1] == pytest.approx(residual, abs=1e-12)
+    assert min(left[0], left[2]) > left[1] + 1e-6
+    uniform = torch.full((num_classes,), 1 / num_classes, dtype=torch.float32)
+    assert frobenius_rate(transition, uniform) == pytest.approx(frobenius_rate(transition), abs=1e-12)
+
+
+def test_a_prior_on_one_class_looks_at_its_row_alone():
+    # The first class is clean, the others are noise: for an example of the first class nothing is to be done.
+    transition = torch.tensor([[1.0, 0, 0], [0.5, 0.4, 0.1], [0.2, 0.3, 0.5]], dtype=torch.float64)
+    only = torch.tensor([1.0, 0, 0], dtype=torch.float64)
+    assert frobenius_rate(transition, only) == (0.0, 0.0)
+    assert scalar_share(transition, only) == 0.0
+    rates, residual = per_label_rates(transition, only)
+    assert rates[0] == pytest.approx(0, abs=1e-12)
+    assert residual == pytest.approx(0, abs=1e-12)
+    # Below one in K correct labels there is no rate below 1, whatever the other classes do.
+    with pytest.raises(ValueError, match=r"transition must have a trace above 1, got 0\.9: on average"):
+        frobenius_rate(torch.tensor([[0.3, 0.7, 0], [0, 1, 0], [0, 0, 1.0]], dtype=torch.float64), only)
+
+
+@pytest.mark.parametrize(
+    ("prior", "error", "message"),
+    [
+        (torch.tensor([0.5, 0.5]), ValueError, r"prior must have shape \(3,\), got \(2,\)"),
+        (torch.tensor([0.5, 0.5, 0.5]), ValueError, "prior must sum to 1"),
+        (torch.tensor([1.5, -0.5, 0.0]), ValueError, "prior must not be negative"),
+        (torch.tensor([1, 0, 0]), TypeError, "prior must be a floating-point tensor"),
+        ([1.0, 0.0, 0.0], TypeError, "prior must be a torch tensor"),
+    ],
+)
+@pytest.mark.parametrize("function", [frobenius_rate, scalar_share, per_label_rates])
+def test_a_prior_must_be_made_of_probabilities(function, prior, error, message):
+    with pytest.raises(error, match=message):
+        function(symmetric_transition(3, 0.1), prior)
+
+
+@pytest.mark.parametrize("transition", list(hard_transitions()))
+def test_the_share_compares_with_no_correction(transition):
+    share = scalar_share(transition)
+    assert share == pytest.approx(frobenius_rate(transition)[1] / distance(transition, 0), abs=1e-12)
+    assert 0 <= share <= 1
+
+
+def test_known_shares():
+    assert scalar_share(torch.eye(4)) == 0
+    assert scalar_share(symmetric_transition(5, 0.3)) == pytest.approx(0, abs=1e-12)
+    # At one half the best single rate of pair flips is no rate at all.
+    assert scalar_share(pair_transition(10, 0.5)) == pytest.approx(1, abs=1e-12)
+
+
+# A rate for each label
+
+
+@pytest.mark.parametrize("transition", list(hard_transitions()))
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rates_for_each_label_are_the_least_squares_solution(transition, weighted):
+    num_classes = len(transition)
+    prior = random_posterior(num_classes, seed=3) if weighted else None
+    rates, residual = per_label_rates(transition, prior)
+    uniform = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
+    root = (uniform if prior is None else prior).sqrt()
+    # One column of the design for each label: how its rate moves all K^2 entries of T Q.
+    centred = torch.eye(num_classes, dtype=torch.float64) - 1 / num_classes
+    columns = [torch.outer(root * transition[:, i], centred[i]).flatten() for i in range(num_classes)]
+    wanted = (root.unsqueeze(1) * (transition - torch.eye(num_classes))).flatten()
+    solved = torch.linalg.lstsq(torch.stack(columns, 1), wanted.unsqueeze(1), driver="gelsd").solution.squeeze(1)
+    left = torch.linalg.norm(torch.stack(columns, 1) @ solved - wanted) / math.sqrt(1 - 1 / num_classes)
+    assert residual == pytest.approx(float(left), abs=1e-9)
+    assert residual <= frobenius_rate(transition, prior)[1] + 1e-9
+    if torch.linalg.cond(transition) < 1e3:
+        torch.testing.assert_close(rates, solved, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.0, 0.0), (0.0, 0.4), (0.1, 0.4), (0.3, 0.3), (0.45, 0.5)])
+def test_two_classes_have_exact_rates(first, second):
+    transition = torch.tensor([[1 - first, first], [second, 1 - second]], dtype=torch.float64)
+    rates, residual = per_label_rates(transition)
+    expected = torch.tensor([-2 * first, -2 * second], dtype=torch.float64) / (1 - first - second)
+    torch.testing.assert_close(rates, expected, rtol=1e-9, atol=1e-12)
+    assert residual < 1e-10
+
+
+def test_a_label_that_never_occurs_has_rate_zero():
+    transition = torch.tensor([[0.8, 0.2, 0.0], [0.1, 0.9, 0.0], [0.5, 0.5, 0.0]], dtype=torch.float64)
+    rates, residual = per_label_rates(transition)
+    assert rates[2] == pytest.approx(0, abs=1e-12)
+    assert 0 < residual < 1
+    # Labels without information are left as they are.
+    assert per_label_rates(torch.full((4, 4), 0.25))[0].abs().max() < 1e-12
+
+
+# How many labels a counted matrix needs
+
+
+def counted_residuals(transition, num_labels, num_draws, generator):
+    """|| T That^-1 - I || / || I - u 1^T || for matrices counted from labels of each class, one at a time."""
+    for _ in range(num_draws):
+        drawn = torch.multinomial(transition, num_labels, replacement=True, generator=generator)
+        counted = torch.stack([torch.bincount(row, minlength=len(transition)) for row in drawn]) / num_labels
+        corrected = transition @ torch.linalg.pinv(counted.double())
+        yield float((corrected - torch.eye(len(transition))).norm()) / math.sqrt(len(transition) - 1)
+
+
+# One class that spreads over the others: rows and columns of the inverse differ.
+SPREAD = torch.tensor([[0.3, 0.4, 0.3], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("transition", [pair_transition(10, 0.2), cifar10_asymmetric_transition(0.3), SPREAD])
+def test_the_error_of_a_counted_matrix_falls_as_the_size_says(transition):
+    size, residual = crossover_pairs(transition), frobenius_rate(transition)[1]
+    generator = torch.Generator().manual_seed(0)
+    num_labels = round(64 * size)
+    squares = [value**2 for value in counted_residuals(transition, num_labels, 300, generator)]
+    # The first order: the squared error is residual^2 times m_0 / m; four standard errors of the mean.
+    expected = residual**2 * size / num_labels
+    mean, spread = sum(squares) / 300, torch.tensor(squares).std().item() / math.sqrt(300)
+    assert abs(mean - expected) < 4 * spread + 0.02 * expected
+    assert spread < 0.1 * expected
+
+
+def test_known_sizes():
+    assert crossover_pairs(pair_transition(10, 0.2)) == pytest.approx(12.083, abs=1e-3)
+    # By hand: the rows of R are (0.49, -0.21, 0.09) / 0.37 in turn, so V = 3 (0.2923 / 0.1369 - 1), and what the rate
+    # leaves is 2 - 1.1^2 / 0.74.
+    by_hand = 3 * (0.2923 / 0.1369 - 1) / (2 - 1.1**2 / 0.74)
+    assert crossover_pairs(pair_transition(3, 0.3)) == pytest.approx(by_hand, abs=1e-9)
+    assert crossover_pairs(pair_transition(3, 0.3)) == pytest.approx(28 / 3, abs=1e-9)
+    assert crossover_pairs(symmetric_transition(5, 0.3)) == math.inf
+    assert crossover_pairs(torch.eye(3)) == math.inf
+    singular = torch.tensor([[0.5, 0.5, 0], [0.5, 0.5, 0], [0, 0, 1.0]])
+    assert crossover_pairs(singular) == math.inf
+
+
+def test_the_size_refuses_bad_input():
+    with pytest.raises(ValueError, match="transition must have a trace above 1"):
+        crossover_pairs(pair_transition(3, 0.9))
+    with pytest.raises(TypeError, match="transition must be a floating-point tensor"):
+        crossover_pairs(torch.eye(3).long())
 
 
 # The lowest bounded rate
