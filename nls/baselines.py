@@ -209,8 +209,8 @@ def unbiased_complementary_loss(logits: torch.Tensor, labels: torch.Tensor, *, r
 
     A complementary label names a class that is wrong; here each wrong class is as likely. This is the backward
     correction of symmetric noise with flip rate 1: :math:`\alpha = 1, \beta = 1 - K`, the rate K on
-    :math:`\bar y`. For K of 3 or more it has no lower bound. A complementary label made from a noisy label corrects nothing: the mean is
-    then the cross entropy on that noisy label.
+    :math:`\bar y`. For three classes or more it has no lower bound. A complementary label made from a noisy label
+    corrects nothing: the mean is then the cross entropy on that noisy label.
 
     Args:
         logits: Shape [N, K] or [N, K, d1, ...], K at least 2.
