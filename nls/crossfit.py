@@ -18,11 +18,11 @@ class EntropyEstimate:
     r"""What predicted probabilities say about :math:`H(\tilde Y \mid X)`, in nats.
 
     Attributes:
-        cross_entropy: Mean log loss on the labels. Out of fold it is at least the entropy in expectation, for every
-            estimator; in-sample it can be anything below.
+        cross_entropy: Mean log loss on the labels. Out of fold, where the folds do not look at the labels, it is at
+            least the entropy in expectation, for every estimator; in-sample it can be on either side.
         plug_in: Mean entropy of the predicted rows. It bounds nothing: a model that is too sure gives too little.
         label_entropy: Entropy of the label shares, which estimates :math:`H(\tilde Y)` from below.
-        information: ``label_entropy`` minus ``cross_entropy``: out of fold at most :math:`I(X; \tilde Y)` in
+        information: ``label_entropy`` minus ``cross_entropy``: out of such folds at most :math:`I(X; \tilde Y)` in
             expectation. Below zero, the model predicts worse than the label shares do.
     """
 
