@@ -47,27 +47,26 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|$~^])", r"\\\1", " ".join(text.split()))
 
 
-def row(claim: dict, stem: str) -> str:
-    """Write one claim as a row of a table.
+def entry(claim: dict, stem: str) -> list[str]:
+    """Write one claim as an entry of a list: the statement, and below it what stands behind it.
 
     Args:
         claim: Its record.
         stem: The notebook that makes it.
 
     Returns:
-        A line of Markdown.
+        Lines of Markdown.
     """
-    verdict = claim["verdict"] if claim["verdict"] == "holds" else f"**{claim['verdict']}**"
-    evidence = [claim["kind"], plain(claim["effect"])]
-    evidence += [f"{{ref}}`figure <{claim['figure']}>`"] * bool(claim["figure"])
-    evidence += [f"`{claim['test']}`"] * bool(claim["test"])
+    behind = [f"**{claim['verdict']}**", claim["kind"], plain(claim["source"]), plain(claim["effect"])]
+    behind += [f"{{ref}}`figure <{claim['figure']}>`"] * bool(claim["figure"])
+    behind += [f"`{claim['test']}`"] * bool(claim["test"])
     # An address of its own, so that a statement can be pointed to.
     anchor = f'<span id="{stem}-{claim["name"]}"></span>'
-    return f"| {anchor}{plain(claim['statement'])} | {plain(claim['source'])} | {verdict} | {'; '.join(evidence)} |"
+    return [f"{anchor}{plain(claim['statement'])}", f": {' · '.join(behind)}", ""]
 
 
-def table(claims: list[tuple[dict, str]]) -> list[str]:
-    """Write claims as a table.
+def entries(claims: list[tuple[dict, str]]) -> list[str]:
+    """Write claims as a list.
 
     Args:
         claims: Records, each with its notebook.
@@ -75,8 +74,7 @@ def table(claims: list[tuple[dict, str]]) -> list[str]:
     Returns:
         Lines of Markdown.
     """
-    head = ["| statement | source | verdict | evidence |", "|---|---|---|---|"]
-    return [*head, *(row(claim, stem) for claim, stem in claims), ""]
+    return [line for claim, stem in claims for line in entry(claim, stem)]
 
 
 def write_statements(stage: Path) -> int:
@@ -107,9 +105,9 @@ def write_statements(stage: Path) -> int:
         "",
     ]
     if refuted:
-        lines += ["## What does not hold", "", *table(refuted)]
+        lines += ["## What does not hold", "", *entries(refuted)]
     for stem, (title, claims) in pages.items():
         rest = [(claim, stem) for claim in claims if claim["verdict"] != "fails"]
-        lines += [f"## {title}", "", f"The page: {{doc}}`notebooks/{stem}`.", "", *(table(rest) if rest else [])]
+        lines += [f"## {title}", "", f"The page: {{doc}}`notebooks/{stem}`.", "", *entries(rest)]
     page.write_text(before + "\n".join(lines) + after, encoding="utf-8")
     return len(every)

@@ -191,10 +191,11 @@ def crossover_pairs(transition: torch.Tensor) -> float:
     .. math::
         m_0 = \frac{\sum_i \bigl(\sum_j T_{ij} |R_j|^2 - 1\bigr)}{\|T\,G(r_F) - I\|_F^2}, \qquad R = T^{-1}
 
-    A matrix counted from m labels of each class is wrong by chance, and correcting with its inverse leaves an expected
-    :math:`\|T \hat T^{-1} - I\|_F^2` of numerator / m, to first order in 1 / m; the best single rate leaves the
-    denominator however many labels there are. Below :math:`m_0` keep the rate, well above it take the matrix. Few
-    labels make inverses with heavy tails, which the first order does not see, so in between prefer the rate.
+    A matrix counted from m labels of each class is wrong by chance, and correcting with its inverse leaves
+    :math:`T \hat T^{-1} - I`, whose part of first order in the error has the expected squared length numerator / m;
+    the best single rate leaves the denominator however many labels there are. Below :math:`m_0` keep the rate, well
+    above it take the matrix. Few labels make inverses with heavy tails, which the first order does not see, so in
+    between prefer the rate.
 
     Args:
         transition: Row-stochastic matrix [K, K] with a trace above 1.
