@@ -77,6 +77,11 @@ class ClaimsTable(pd.DataFrame):
         # Jupyter shows the usual forms of a table; the records go to the metadata of the output.
         return {}, {self.KEY: self.attrs["claims"]}
 
+    def _repr_html_(self) -> str:
+        # pandas would cut a statement after fifty characters.
+        with pd.option_context("display.max_colwidth", None):
+            return super()._repr_html_()
+
 
 def claims_table(claims: Iterable[Claim]) -> ClaimsTable:
     """Return one row for each claim: name, statement, source, effect, protocol, verdict.

@@ -43,6 +43,11 @@ def test_an_executed_notebook_carries_its_claims_as_data():
     ]  # fmt: skip
 
 
+def test_a_long_statement_is_shown_whole():
+    statement = "It rises " + "and rises " * 20 + "without end."
+    assert statement in claims_table([dataclasses.replace(HOLDS, statement=statement)])._repr_html_()
+
+
 def test_two_claims_of_one_name_are_refused():
     with pytest.raises(ValueError, match="different names, got up more than once"):
         claims_table([HOLDS, HOLDS])

@@ -174,6 +174,28 @@ def test_many_points_reach_the_closed_form_of_twonorm():
     assert critical_rate(torch.from_numpy(raw.features), noisy) == pytest.approx(limit, abs=0.02)
 
 
+def test_no_direction_or_bias_of_twonorm_is_steeper_than_the_class_means():
+    """E[s f] / E|f| of f = w.x + b, by the mean of |N| with both classes: no more than at the class means."""
+    best = 2 / foldnorm.mean(2)
+    for mean, bias in itertools.product((0.1, 0.7, 1.5, 1.9, 2.0), (-3.0, -0.4, 0.0, 0.2, 5.0)):
+        size = (foldnorm.mean(abs(mean + bias)) + foldnorm.mean(abs(mean - bias))) / 2
+        if (mean, bias) == (2.0, 0.0):
+            assert mean / size == pytest.approx(best, abs=1e-12)
+        else:
+            assert mean / size < best - 1e-3
+
+
+def test_inputs_that_do_not_span_the_space_change_nothing():
+    """Directions along which no logit moves: the boundary and the minimum above it stay."""
+    features, labels = make(60, 3, 3, seed=2, signal=0.7)
+    rate = critical_rate(features, labels, 3)
+    wide = torch.cat([features, features[:, :1] + features[:, 1:2], torch.zeros(60, 1, dtype=torch.float64)], 1)
+    assert -5 < rate < -0.1
+    assert critical_rate(wide, labels, 3) == pytest.approx(rate, abs=1e-8)
+    assert fit_linear(wide, labels, 3, rate + 0.02).converged
+    assert not fit_linear(wide, labels, 3, rate - 0.02, max_iterations=300).converged
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
