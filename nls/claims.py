@@ -84,7 +84,7 @@ class ClaimsTable(pd.DataFrame):
 
 
 def claims_table(claims: Iterable[Claim]) -> ClaimsTable:
-    """Return one row for each claim: name, statement, source, effect, protocol, verdict.
+    """Return one row for each claim: name, statement, verdict, effect, protocol, source.
 
     Raises:
         ValueError: If two claims share a name.
@@ -102,7 +102,7 @@ def claims_table(claims: Iterable[Claim]) -> ClaimsTable:
         | {"verdict": claim.verdict}
         for claim in claims
     ]
-    columns = ["name", "statement", "source", "effect", "protocol", "verdict"]
+    columns = ["name", "statement", "verdict", "effect", "protocol", "source"]
     table = ClaimsTable(records, columns=columns).rename(columns={"name": "claim"})
     if table["claim"].duplicated().any():
         twice = ", ".join(sorted(set(table["claim"][table["claim"].duplicated()])))

@@ -2,7 +2,7 @@ r"""Does label noise depend on the instance? Two tests, and a measure of how muc
 
 One transition matrix is enough only if the noisy label is independent of the input given the clean label. Both tests
 permute labels among examples of one clean class: under class-conditional noise that changes no distribution, so a
-p-value is valid at any sample size.
+p-value is valid at any sample size, unless the features were learned from the noisy labels.
 """
 
 from __future__ import annotations
@@ -177,6 +177,7 @@ def neighbour_dependence(
 
     The test sees what varies with the features as their distance measures it, and nothing else: a flip rate drawn for
     each example independently of the features gives labels of the same distribution as class-conditional noise.
+    Features of a network that was trained on the noisy labels void the p-value.
 
     Args:
         features: Floating-point features [N, d], or [N, ...] that are flattened; distances are Euclidean.

@@ -81,8 +81,8 @@ class HumanLabels:
         name: The name they were asked for.
         clean_labels: The labels of CIFAR itself [50000], int64.
         label_sets: Name of a set to its labels [50000], int64; read-only. Of ``cifar10n``: ``random1``, ``random2``
-            and ``random3`` are one annotator's each, ``aggregate`` is their majority (ties broken at random),
-            ``worst`` a wrong one where there is one.
+            and ``random3`` are one annotator's each, ``aggregate`` is their majority (one of the
+            three where all differ), ``worst`` a wrong one where there is one.
         class_names: One name per class.
         source: Whom to cite.
         licence: What the labels may be used for.

@@ -54,7 +54,7 @@ def test_two_claims_of_one_name_are_refused():
 
 
 def test_no_claims_give_an_empty_table_with_its_columns():
-    assert list(claims_table([]).columns) == ["claim", "statement", "source", "effect", "protocol", "verdict"]
+    assert list(claims_table([]).columns) == ["claim", "statement", "verdict", "effect", "protocol", "source"]
 
 
 def test_a_text_from_a_single_run_has_no_verdict_and_no_claims_are_refused():
