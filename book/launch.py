@@ -19,7 +19,7 @@ LAUNCH_BRANCH = "launch"  # what the Colab buttons open; you push the launch cop
 COLAB = "https://colab.research.google.com"
 
 # What a launch copy does first. Colab fetches one commit, so that the code is the one that built the page. --no-deps
-# keeps Colab's own torch; the two packages named after it are those that Colab lacks.
+# keeps Colab's own torch; the packages named after it are those that Colab may lack.
 SETUP = """\
 # Set-up for Colab: fetches the book's code at the commit that built this page. Elsewhere it does nothing.
 import importlib
@@ -29,6 +29,7 @@ import sys
 
 REPOSITORY = "{url}"
 COMMIT = "{commit}"
+PACKAGES = ("torchmetrics", "lightning-utilities", "timm")
 
 if "google.colab" in sys.modules:
     folder = "/content/{name}"
@@ -36,7 +37,7 @@ if "google.colab" in sys.modules:
         ["git", "init", "--quiet", folder],
         ["git", "-C", folder, "fetch", "--quiet", "--depth", "1", REPOSITORY, COMMIT],
         ["git", "-C", folder, "checkout", "--quiet", COMMIT],
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", folder, "torchmetrics", "lightning-utilities"],
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", folder, *PACKAGES],
     ):
         subprocess.run(command, check=True)
     importlib.invalidate_caches()
