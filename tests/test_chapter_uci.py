@@ -110,10 +110,13 @@ SMALL, CONTROLS, PLENTY, NETWORK = PARTS
 TRAINING = {
     "rate -> |rate|, small samples": (
         SMALL, rate_becomes(torch.abs), ["twonorm-noisy", "cancer-noisy", "selection-shrinks"]),
+    "rate -> |rate|, controls": (CONTROLS, rate_becomes(torch.abs), ["decay-recovers"]),
     "rate -> |rate|, plenty of data": (
         PLENTY, rate_becomes(torch.abs), ["kl-at-theory", "kl-exact", "accuracy-close", "feasible-border"]),
     "rate -> |rate|, network": (NETWORK, rate_becomes(torch.abs), ["map-behind"]),
-    "negative rate -> 0, as torch does": (
+    "negative rate -> 0, as torch does, small samples": (
+        SMALL, rate_becomes(lambda rate: rate.clamp_min(0)), ["waveform-clean", "digits-noisy"]),
+    "negative rate -> 0, as torch does, controls": (
         CONTROLS, rate_becomes(lambda rate: rate.clamp_min(0)), ["decay-recovers", "sgd-diverges"]),
     "noise by the other convention": (PLENTY, count_the_true_class, ["kl-at-theory", "kl-exact", "feasible-border"]),
     "labels shuffled": (SMALL, shuffle_labels, ["twonorm-noisy", "waveform-clean", "digits-noisy", "best-rate-falls"]),
