@@ -8,7 +8,10 @@ from parameters import BookError
 
 KEY = "nls_claims"  # where a table of claims leaves its records, in the metadata of its output
 MARKER = "<!-- statements -->"
-FIELDS = {"name", "statement", "source", "effect", "protocol", "kind", "says", "test", "figure", "verdict"}
+FIELDS = {
+    "name", "statement", "source", "effect", "protocol", "kind", "says", "test", "figure", "condition", "cost", "verdict"
+}  # fmt: skip
+REFUTED = ("fails", "not reproduced")
 
 
 def read_claims(path: Path) -> tuple[str, list[dict]]:
@@ -57,8 +60,9 @@ def entry(claim: dict, stem: str) -> list[str]:
     Returns:
         Lines of Markdown.
     """
-    behind = [f"**{claim['verdict']}**", claim["kind"], plain(claim["source"]), plain(claim["effect"])]
+    behind = [f"**{plain(claim['verdict'])}**", claim["kind"], plain(claim["source"]), plain(claim["effect"])]
     behind += [f"{{ref}}`figure <{claim['figure']}>`"] * bool(claim["figure"])
+    behind += [f"cost: {plain(claim['cost'])}"] * bool(claim["cost"])
     behind += [f"`{claim['test']}`"] * bool(claim["test"])
     # An address of its own, so that a statement can be pointed to.
     anchor = f'<span id="{stem}-{claim["name"]}"></span>'
@@ -97,17 +101,19 @@ def write_statements(stage: Path) -> int:
         raise BookError(f"{page.name}: expected a line {MARKER} where the statements go")
     pages = {path.stem: read_claims(path) for path in sorted((stage / "notebooks").glob("*.ipynb"))}
     every = [(claim, stem) for stem, (_, claims) in pages.items() for claim in claims]
-    refuted = [(claim, stem) for claim, stem in every if claim["verdict"] == "fails"]
-    proved = sum(claim["kind"] == "proved" for claim, _ in every)
+    refuted = [(claim, stem) for claim, stem in every if claim["verdict"] in REFUTED]
+    count = {kind: sum(claim["kind"] == kind for claim, _ in every) for kind in ("proved", "measured", "reproduction")}
+    untested = sum(claim["verdict"] == "not tested" for claim, _ in every)
     lines = [
-        f"This build states {len(every)} things on {len(pages)} pages: {proved} are proved there and confirmed by "
-        f"numbers, {len(every) - proved} are measured; {len(refuted)} do not hold.",
+        f"This build states {len(every)} things on {len(pages)} pages: {count['proved']} are proved there and "
+        f"confirmed by numbers, {count['measured']} are measured, {count['reproduction']} are a paper's own findings, "
+        f"tried again; {len(refuted)} do not hold, {untested} could not be tested.",
         "",
     ]
     if refuted:
         lines += ["## What does not hold", "", *entries(refuted)]
     for stem, (title, claims) in pages.items():
-        rest = [(claim, stem) for claim in claims if claim["verdict"] != "fails"]
+        rest = [(claim, stem) for claim in claims if claim["verdict"] not in REFUTED]
         lines += [f"## {title}", "", f"The page: {{doc}}`notebooks/{stem}`.", "", *entries(rest)]
     page.write_text(before + "\n".join(lines) + after, encoding="utf-8")
     return len(every)

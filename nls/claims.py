@@ -24,18 +24,21 @@ class Claim:
         name: Short and unique on the page, in lower case with hyphens.
         statement: One sentence that can be false, of the page or of a paper.
         source: The paper it comes from, or ``"this book"``.
-        holds: Whether the numbers of this run support the statement.
+        holds: Whether the numbers of this run support the statement; None for a reproduction that is not tested here.
         effect: The measured effect: an interval, or text where an interval makes no sense.
         protocol: Data, selection rule and whether the numbers are live or stored.
         n: Number of runs behind an effect given as text; an interval has its own.
-        kind: ``"measured"``, or ``"proved"`` for what the page derives and the numbers only confirm.
+        kind: ``"measured"``; ``"proved"`` for what the page derives and the numbers only confirm; or
+            ``"reproduction"`` for what a paper reports of its own experiments.
         says: What the page says of the statement, ``"holds"`` or ``"fails"``.
         test: The test that checks the statement, ``"file::name"``.
         figure: Name of the figure that shows it.
+        condition: What a reproduction needs beside the paper's own protocol; it is part of the verdict.
+        cost: What the numbers took, such as ``"40 cells, 6 minutes on one H200"``.
 
     Raises:
-        TypeError: If ``holds`` is not True or False.
-        ValueError: If ``kind`` or ``says`` is another word.
+        TypeError: If ``holds`` is not True or False, or None for a reproduction.
+        ValueError: If ``kind`` or ``says`` is another word, or a condition comes with another kind.
 
     Examples:
         >>> Claim("signs", "NLS beats CE.", "this book", True, "2 of 2 sets", "Twonorm, live").verdict
@@ -45,7 +48,7 @@ class Claim:
     name: str
     statement: str
     source: str
-    holds: bool
+    holds: bool | None
     effect: Interval | str
     protocol: str
     n: int | None = None
@@ -53,19 +56,38 @@ class Claim:
     says: str = "holds"
     test: str = ""
     figure: str = ""
+    condition: str = ""
+    cost: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.holds, (bool, np.bool_)):
-            raise TypeError(f"holds must be True or False, got {self.holds!r}")
-        _checks.choice(self.kind, "kind", ("measured", "proved"))
+        _checks.choice(self.kind, "kind", ("measured", "proved", "reproduction"))
         _checks.choice(self.says, "says", ("holds", "fails"))
+        reproduction = self.kind == "reproduction"
+        if not (isinstance(self.holds, (bool, np.bool_)) or (self.holds is None and reproduction)):
+            raise TypeError(f"holds must be True or False, or None for a reproduction, got {self.holds!r}")
+        if self.condition and not reproduction:
+            raise ValueError(f"condition is for kind='reproduction', got {self.condition!r} with {self.kind!r}")
 
     @property
     def verdict(self) -> str:
-        """``"holds"``, ``"fails"``, or ``"no verdict"`` for an effect from a single run."""
+        """What the numbers say, in a word or two.
+
+        ``"holds"`` or ``"fails"``; of a reproduction ``"reproduced"``, ``"reproduced only under ..."``, ``"not
+        reproduced"`` or ``"not tested"``; ``"no verdict"`` for an effect from a single run.
+        """
+        if self.holds is None:
+            return "not tested"
         if (self.effect.n if isinstance(self.effect, Interval) else self.n) == 1:
             return "no verdict"
-        return "holds" if self.holds else "fails"
+        if self.kind != "reproduction":
+            return "holds" if self.holds else "fails"
+        under = f" only under {self.condition}" if self.condition else ""
+        return f"reproduced{under}" if self.holds else "not reproduced"
+
+    @property
+    def as_said(self) -> bool:
+        """Whether the verdict is what the page says, or there is none."""
+        return self.verdict in ("no verdict", "not tested") or self.holds == (self.says == "holds")
 
 
 class ClaimsTable(pd.DataFrame):
@@ -115,7 +137,7 @@ def claims_table(claims: Iterable[Claim]) -> ClaimsTable:
 def check_claims(claims: Iterable[Claim]) -> ClaimsTable:
     """Return :func:`claims_table` if every claim is what its page says, and stop the page otherwise.
 
-    A claim that rests on a single run has no verdict and does not stop the page.
+    A claim that rests on a single run, or was not tested, does not stop the page.
 
     Raises:
         ClaimError: If a verdict is not what the page says, naming each claim with its effect.
@@ -125,7 +147,7 @@ def check_claims(claims: Iterable[Claim]) -> ClaimsTable:
     if not claims:
         raise ValueError("claims must hold at least one claim, got none")
     table = claims_table(claims)
-    wrong = [c for c in claims if c.verdict not in (c.says, "no verdict")]
+    wrong = [c for c in claims if not c.as_said]
     if wrong:
         found = " ".join(f"{c.name}, which {c.verdict}: {c.statement} Measured: {c.effect}." for c in wrong)
         raise ClaimError(f"{len(wrong)} of {len(claims)} claims are not as the page says. {found}")

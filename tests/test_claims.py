@@ -39,7 +39,8 @@ def test_an_executed_notebook_carries_its_claims_as_data():
     assert set(data) == {"text/plain", "text/html"}
     assert metadata[ClaimsTable.KEY] == [
         {"name": "up", "statement": "It rises.", "source": "this book", "effect": str(HOLDS.effect), "protocol": "live",
-         "kind": "proved", "says": "holds", "test": "test_a.py::test_b", "figure": "fig-a", "verdict": "holds"}
+         "kind": "proved", "says": "holds", "test": "test_a.py::test_b", "figure": "fig-a", "condition": "", "cost": "",
+         "verdict": "holds"}
     ]  # fmt: skip
 
 
@@ -68,3 +69,27 @@ def test_a_verdict_that_is_not_true_or_false_is_refused():
     for holds in ("False", float("nan"), None):
         with pytest.raises(TypeError, match="holds must be True or False"):
             Claim("up", "It rises.", "this book", holds, "text", "live")
+
+
+@pytest.mark.parametrize(
+    ("holds", "condition", "n", "verdict"),
+    [
+        (True, "", 5, "reproduced"),
+        (True, "selection on test data", 5, "reproduced only under selection on test data"),
+        (False, "", 5, "not reproduced"),
+        (None, "", 5, "not tested"),
+        (False, "", 1, "no verdict"),
+    ],
+)
+def test_a_reproduction_has_words_of_its_own(holds, condition, n, verdict):
+    claim = Claim("wins", "It wins.", "a paper", holds, "1 of 5", "live", n, "reproduction", condition=condition)
+    assert claim.verdict == verdict
+    assert claim.as_said == (verdict != "not reproduced")
+    assert (
+        check_claims([dataclasses.replace(claim, says="holds" if claim.as_said else "fails")])["verdict"][0] == verdict
+    )
+
+
+def test_a_condition_is_for_reproductions():
+    with pytest.raises(ValueError, match="condition is for kind='reproduction', got 'x' with 'measured'"):
+        dataclasses.replace(HOLDS, condition="x")

@@ -46,7 +46,7 @@ def test_the_page_holds_every_claim_and_those_that_fail_first(tmp_path):
     assert statements.write_statements(stage) == 2
     lines = (stage / "statements.md").read_text().splitlines()
     assert "states 2 things on 2 pages: 1 are proved" in lines[2]
-    assert "1 are measured; 1 do not hold." in lines[2]
+    assert "1 are measured, 0 are a paper's own findings, tried again; 1 do not hold, 0 could" in lines[2]
     assert [line for line in lines if line.startswith("## ")] == ["## What does not hold", "## First?", "## Second?"]
     assert lines.index("## What does not hold") < lines.index(REFUTED_LINES[0]) < lines.index("## First?")
     assert [line for line in lines if line.startswith(("<span", ": "))] == [
