@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import os
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +15,18 @@ import torch
 
 from nls import _checks
 from nls.generators import RECIPES, RawData, draw
+from nls.tables import BUNDLED, OPENML, check_finite, download, names_in, read_bundled, read_local
 
 _ENVIRONMENT = "NLS_DATA"
 _DEFAULT_NUM_EXAMPLES = 3000
 # Classes are drawn, so that a small sample can lack one: of 100, one of three has below 5 with probability 2e-12.
 _FEWEST_EXAMPLES = 100
 _SPLITS = ("train", "validation", "test")
-_LARGEST = float(np.finfo(np.float32).max)
-_BUNDLED = ("breast_cancer", "digits", "wine")
 _BUNDLED_IMAGES = ("digits_images",)
-# Our name -> name and version on OpenML.
-_OPENML = {
-    "banana": ("banana", 1),
-    "diabetes": ("diabetes", 1),
-    "german": ("credit-g", 1),
-    "heart": ("heart-statlog", 1),
-    "image": ("segment", 1),
-    "splice": ("splice", 1),
+# Sets with a reader of their own: name -> module and function(name, folder, seed, num_examples), imported when asked
+# for. The folder is root, or else the one in NLS_DATA, or None.
+_READERS = {
+    **dict.fromkeys(("ag_news", "ag_news_tokens"), ("nls.text", "load_text")),
 }
 
 
@@ -128,7 +121,7 @@ class Dataset:
 
 
 def dataset_names() -> tuple[str, ...]:
-    """Return the names of the generated, bundled and downloadable data sets.
+    """Return the names of the data sets that are generated, bundled, downloaded, or read in their usual layout.
 
     Returns:
         The names, sorted; files in your own folder come on top.
@@ -137,7 +130,7 @@ def dataset_names() -> tuple[str, ...]:
         >>> "twonorm" in dataset_names()
         True
     """
-    return tuple(sorted({*RECIPES, *_BUNDLED, *_BUNDLED_IMAGES, *_OPENML}))
+    return tuple(sorted({*RECIPES, *BUNDLED, *_BUNDLED_IMAGES, *_READERS, *OPENML}))
 
 
 def load_dataset(
@@ -192,70 +185,67 @@ def load_dataset(
     if not re.fullmatch(r"\w[\w .+-]{0,99}", name):
         raise ValueError(f"name must be the plain name of a data set, without folders, got {name!r}")
     generator = np.random.default_rng(_checks.integer(seed, "seed"))
-    images, path = _find_images(name, root)
-    if images:
-        from nls.images import load_images
-
-        return load_images(name, path, seed, num_examples)
-    drawn = root is None and name in RECIPES
+    built_in = root is None and name in (*RECIPES, *BUNDLED, *_BUNDLED_IMAGES)
+    folder = None if built_in else _search_folder(root)
+    reader = _find_reader(name, folder, built_in)
+    if reader is not None:
+        return reader(seed, num_examples)
+    drawn = built_in and name in RECIPES
     if num_examples is not None and not drawn:
         known = ", ".join(RECIPES)
         raise ValueError(f"num_examples is for generated sets ({known}) without root and for images, not for {name!r}")
     if drawn:
         size = _DEFAULT_NUM_EXAMPLES if num_examples is None else num_examples
         raw = draw(name, _checks.integer(size, "num_examples", low=_FEWEST_EXAMPLES), generator)
-    elif root is not None:
-        folder = _folder(root, "root")
-        raw = _read_local(name, folder)
-        if raw is None:
-            found = ", ".join(_names_in(folder)) or "no data sets"
-            raise ValueError(f"root has no {name}.csv or {name}.npz; {folder} holds: {found}")
-    elif name in _BUNDLED:
-        raw = _read_bundled(name)
+    elif built_in:
+        raw = read_bundled(name)
     else:
-        raw = _look_up(name)
+        raw = _look_up(name, folder, only=root is not None)
     return _prepare(name, raw, seed, generator, drawn)
 
 
-def _find_images(name: str, root: object) -> tuple[bool, Path | None]:
-    """Return whether a name means an image set here, and its file unless it is bundled."""
-    if root is None and (name in _BUNDLED_IMAGES or name in (*RECIPES, *_BUNDLED)):
-        return name in _BUNDLED_IMAGES, None
-    origin = _ENVIRONMENT if root is None else "root"
-    value = os.environ.get(_ENVIRONMENT) or None if root is None else root
-    path = None if value is None else _folder(value, origin) / f"{name}.npz"
-    # With a CSV file beside it, the name is refused further on.
-    if path is None or not path.is_file() or path.with_suffix(".csv").is_file():
-        return False, None
-    from nls.images import is_image_file
-
-    return is_image_file(path), path
-
-
-def _read_bundled(name: str) -> RawData:
-    """Return a set that comes with scikit-learn."""
-    import sklearn
-    from sklearn import datasets
-
-    bunch = getattr(datasets, f"load_{name}")()
-    description = f"The copy bundled with scikit-learn {sklearn.__version__}, labels as there."
-    source = "UCI Machine Learning Repository, bundled with scikit-learn"
-    class_names = tuple(str(class_name) for class_name in bunch.target_names)
-    return RawData(bunch.data.astype(np.float64), bunch.target, class_names, source, "CC BY 4.0 (UCI)", description)
+def _find_reader(name: str, folder: Path | None, built_in: bool) -> Callable[..., Dataset] | None:
+    """Return the function of seed and size that reads the set, or None for a table of plain features."""
+    if built_in:
+        return partial(import_module("nls.images").load_images, name, None) if name in _BUNDLED_IMAGES else None
+    files = [] if folder is None else [path for path in _files(name, folder) if path.is_file()]
+    if files:
+        # Two files of one name are refused further on.
+        images = import_module("nls.images") if [path.suffix for path in files] == [".npz"] else None
+        return partial(images.load_images, name, files[0]) if images and images.is_image_file(files[0]) else None
+    if name in _READERS:
+        module, function = _READERS[name]
+        return partial(getattr(import_module(module), function), name, folder)
+    return None
 
 
-def _look_up(name: str) -> RawData:
-    """Return a set from the folder in the environment variable, else from OpenML."""
-    folder = _folder(os.environ[_ENVIRONMENT], _ENVIRONMENT) if os.environ.get(_ENVIRONMENT) else None
-    if folder and (raw := _read_local(name, folder)):
+def _files(name: str, folder: Path) -> tuple[Path, Path]:
+    """Return where your own files of a name would be."""
+    return folder / f"{name}.csv", folder / f"{name}.npz"
+
+
+def _look_up(name: str, folder: Path | None, only: bool) -> RawData:
+    """Return a set from the folder, else from OpenML unless the folder is the only place."""
+    if folder and (raw := read_local(name, folder)):
         return raw
-    if name in _OPENML:
-        return _download(name, folder)
-    found = f"; in {_ENVIRONMENT}: {', '.join(_names_in(folder)) or 'nothing'}" if folder else ""
+    if only:
+        found = ", ".join(names_in(folder)) or "no data sets"
+        raise ValueError(f"root has no {name}.csv or {name}.npz; {folder} holds: {found}")
+    if name in OPENML:
+        return download(name, folder)
+    found = f"; in {_ENVIRONMENT}: {', '.join(names_in(folder)) or 'nothing'}" if folder else ""
     raise ValueError(
         f"unknown data set {name!r}; known: {', '.join(dataset_names())}{found}; for your own data put {name}.csv or "
         f"{name}.npz into a folder and name the folder in root= or in the environment variable {_ENVIRONMENT}"
     )
+
+
+def _search_folder(root: object) -> Path | None:
+    """Return the folder to search: ``root``, else the one in the environment variable, else none."""
+    if root is not None:
+        return _folder(root, "root")
+    value = os.environ.get(_ENVIRONMENT)
+    return _folder(value, _ENVIRONMENT) if value else None
 
 
 def _folder(value: object, origin: str) -> Path:
@@ -268,168 +258,6 @@ def _folder(value: object, origin: str) -> Path:
         state = "it is a file" if folder.is_file() else "it does not exist"
         raise ValueError(f"{origin} must name an existing folder, got {os.fspath(value)!r}: {state}")
     return folder
-
-
-def _names_in(folder: Path) -> list[str]:
-    """Return the names of the data sets in a folder."""
-    return sorted({path.stem for path in folder.iterdir() if path.suffix in (".csv", ".npz")})
-
-
-def _read_local(name: str, folder: Path) -> RawData | None:
-    """Return the set in ``<name>.csv`` or ``<name>.npz``, or None if there is neither."""
-    paths = [path for suffix in ("csv", "npz") if (path := folder / f"{name}.{suffix}").is_file()]
-    if not paths:
-        return None
-    if len(paths) > 1:
-        raise ValueError(f"{folder} holds both {name}.csv and {name}.npz; one name must mean one data set")
-    path, content = paths[0], paths[0].read_bytes()
-    if not content:
-        raise ValueError(f"{path} is empty")
-    features, labels, class_names = (_read_csv if path.suffix == ".csv" else _read_npz)(path, content)
-    digest = hashlib.sha256(content).hexdigest()[:12]
-    version = f"File {path.name}, {len(features)} rows, SHA-256 {digest}."
-    description = f"{version} A set of this name from another source may be another version."
-    return RawData(features, labels, class_names, "your own file", "yours to know", description)
-
-
-def _read_csv(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Return features, labels and class names of a CSV file."""
-    try:
-        text = content.decode("utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""))
-        lines = [(reader.line_num, row) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
-    header = [column.strip() for column in lines[0][1]] if lines else []
-    if "target" not in header:
-        raise ValueError(f"{path} must start with a header line whose last column is 'target', got {header[-3:]}")
-    if header[-1] != "target" or len(header) < 2:
-        raise ValueError(f"{path} must have 'target' as its last column, after at least one feature, got {header[-3:]}")
-    if len(lines) == 1:
-        raise ValueError(f"{path} has a header line but no rows")
-    # Cut inside its last value, a file would still have whole rows: "11" becomes "1".
-    if not text.endswith(("\n", "\r")):
-        raise ValueError(f"{path}, line {lines[-1][0]}: expected a line break at its end; the file may be cut short")
-    body = lines[1:]
-    features = np.array([_parse_row(path, line, row, header) for line, row in body])
-    _check_finite(features, lambda row, column: f"{path}, line {body[row][0]}, column {header[column]!r}")
-    labels, class_names = _encode([row[-1].strip() for _, row in body], lambda row: f"{path}, line {body[row][0]}")
-    return features, labels, class_names
-
-
-def _parse_row(path: Path, line: int, row: list[str], header: list[str]) -> list[float]:
-    """Return the features of one line of a CSV file."""
-    if len(row) != len(header):
-        raise ValueError(f"{path}, line {line}: expected {len(header)} columns, got {len(row)}; is the file truncated?")
-    values = [_number(value) for value in row[:-1]]
-    if None in values:
-        column = values.index(None)
-        raise ValueError(f"{path}, line {line}, column {header[column]!r}: expected a number, got {row[column]!r}")
-    return values
-
-
-def _number(text: str) -> float | None:
-    """Return ``text`` as a float, or None if it is no number ('1_000' is none, though ``float`` reads it)."""
-    try:
-        return None if "_" in text else float(text)
-    except ValueError:
-        return None
-
-
-def _check_finite(features: np.ndarray, where: Callable[[int, int], str]) -> None:
-    """Refuse values that are NaN, infinite or beyond float32."""
-    wrong = np.argwhere(~(np.abs(features) <= _LARGEST))
-    if len(wrong):
-        row, column = (int(index) for index in wrong[0])
-        raise ValueError(f"{where(row, column)}: expected a finite float32 number, got {features[row, column]}")
-
-
-def _encode(texts: list[str], where: Callable[[int], str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return labels and class names, sorted as numbers if all are numbers, else alphabetically."""
-    numbers = [_number(text) for text in texts]
-    for row, (text, number) in enumerate(zip(texts, numbers, strict=True)):
-        if not text or (number is not None and not np.isfinite(number)):
-            raise ValueError(f"{where(row)}: expected a label, got {text!r}")
-    # As numbers, so that 1 and 1.0 are one class.
-    values = texts if None in numbers else numbers
-    classes = sorted(set(values))
-    labels = {value: index for index, value in enumerate(classes)}
-    names = (str(int(value)) if isinstance(value, float) and value.is_integer() else str(value) for value in classes)
-    return np.array([labels[value] for value in values]), tuple(names)
-
-
-def _read_npz(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Return features, labels and class names of an NPZ file."""
-    arrays = open_npz(path, io.BytesIO(content))
-    for key in ("features", "labels"):
-        if key not in arrays:
-            raise ValueError(f"{path} has no array {key!r}, found: {', '.join(arrays) or 'none'}")
-    features, labels = arrays["features"], arrays["labels"]
-    if features.ndim != 2 or 0 in features.shape or features.dtype.kind not in "buif":
-        raise ValueError(f"{path}: 'features' must hold real numbers [n, d], got {features.dtype} {features.shape}")
-    if labels.shape != features.shape[:1] or labels.dtype.kind not in "buifU":
-        expected = f"numbers or texts, one for each of the {len(features)} rows of 'features'"
-        raise ValueError(f"{path}: 'labels' must hold {expected}, got {labels.dtype} {labels.shape}")
-    features = features.astype(np.float64)
-    _check_finite(features, lambda row, column: f"{path}, features[{row}, {column}]")
-    if "class_names" in arrays:
-        return features, *_named(path, labels, arrays["class_names"])
-    return features, *_encode([str(label) for label in labels.tolist()], lambda row: f"{path}, labels[{row}]")
-
-
-def open_npz(path: Path, file: Path | io.BytesIO) -> dict[str, np.ndarray]:
-    """Return the arrays of an NPZ file; nothing in it is executed."""
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    # A damaged file can raise nearly anything, from BadZipFile and zlib.error to EOFError and SyntaxError.
-    except Exception as error:
-        if "pickle" in str(error):
-            raise ValueError(f"{path} holds Python objects (pickle), which are refused: save plain arrays") from error
-        raise ValueError(f"{path} is not a complete NPZ file: {type(error).__name__}: {error}") from error
-
-
-def _named(path: Path, labels: np.ndarray, class_names: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return labels and class names if the labels are indices into the names."""
-    if class_names.ndim != 1 or class_names.dtype.kind != "U" or len(set(class_names.tolist())) != len(class_names):
-        raise ValueError(f"{path}: 'class_names' must hold distinct texts [K], got {class_names.dtype} {class_names}")
-    if labels.dtype.kind not in "ui" or labels.min() < 0 or labels.max() >= len(class_names):
-        raise ValueError(f"{path}: 'labels' must be integers in [0, {len(class_names) - 1}] as 'class_names' is given")
-    return labels.astype(np.int64), tuple(class_names.tolist())
-
-
-def _download(name: str, folder: Path | None) -> RawData:
-    """Return a set from OpenML, one-hot where it is categorical."""
-    import pandas as pd
-    from sklearn.datasets import fetch_openml
-
-    openml_name, version = _OPENML[name]
-    label = f"OpenML {openml_name!r} version {version}"
-    try:
-        # Retries and inactive versions warn; the error and the card say so instead.
-        with warnings.catch_warnings(record=True):
-            warnings.simplefilter("always")
-            # The faster parser fails on whole-number categories under pandas 3.1 (scikit-learn issue 34892).
-            options = {"as_frame": True, "parser": "liac-arff", "data_home": folder, "n_retries": 1}
-            bunch = fetch_openml(openml_name, version=version, **options)
-    # Offline, blocked, a damaged cache and a changed answer raise errors of many kinds.
-    except Exception as error:
-        raise ValueError(
-            f"downloading data set {name!r} ({label}) failed: {error}; offline, put {name}.csv or {name}.npz into a "
-            f"folder and name the folder in root= or in the environment variable {_ENVIRONMENT}"
-        ) from error
-    missing = [str(column) for column in bunch.frame.columns[bunch.frame.isna().any()]]
-    if missing:
-        raise ValueError(f"{label} has missing values in: {', '.join(missing)}; fill them and use root=")
-    frame = pd.get_dummies(bunch.data, dtype=np.float64)
-    features = frame.to_numpy(np.float64)
-    _check_finite(features, lambda row, column: f"{label}, row {row}, column {frame.columns[column]!r}")
-    labels, class_names = _encode([str(value) for value in bunch.target], lambda row: f"{label}, row {row}")
-    status = bunch.details.get("status", "active")
-    note = "" if status == "active" else f" OpenML marks this version as {status}."
-    description = f"{label}, categorical columns one-hot. Versions on OpenML may differ from other copies.{note}"
-    licence = str(bunch.details.get("licence", "not stated"))
-    return RawData(features, labels, class_names, "OpenML", licence, description)
 
 
 def split_rows(features: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, int]:
@@ -474,7 +302,7 @@ def _standardise(name: str, features: np.ndarray, train: np.ndarray) -> np.ndarr
     # The mean of equal values can miss them by a rounding error, which a tiny deviation would blow up to 1.
     constant = rows.min(0) == rows.max(0)
     standardised = (features - np.where(constant, rows[0], mean)) / np.where(constant | (scale == 0), 1, scale)
-    _check_finite(standardised, lambda row, column: f"data set {name!r}, standardised row {row}, feature {column}")
+    check_finite(standardised, lambda row, column: f"data set {name!r}, standardised row {row}, feature {column}")
     return standardised.astype(np.float32)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from nls import _checks
-from nls.data import DataCard, Dataset, open_npz, split_rows
+from nls.data import DataCard, Dataset, split_rows
+from nls.tables import open_npz
 
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _SPLITS = ("train", "validation", "test")
