@@ -23,6 +23,10 @@ DRAWN = {
     "ringnorm": (3000, 20, 2),
     "waveform": (3000, 21, 3),
     "three_gaussians": (3000, 2, 3),
+    "two_moons": (3000, 2, 2),
+    "circles": (3000, 2, 2),
+    "spirals": (3000, 2, 3),
+    "checkerboard": (3000, 2, 2),
 }
 UCI = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "uci"
 needs_uci = pytest.mark.skipif(not UCI.is_dir(), reason="no folder of UCI sets beside the checkout")

@@ -3,14 +3,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_normal, ncx2, norm
+from scipy.integrate import quad
+from scipy.stats import multivariate_normal, ncx2, norm, rice
 
 from nls import generators
 from nls.generators import (
     RECIPES,
+    checkerboard_posterior,
+    circles_posterior,
     draw,
     gaussian_posterior,
     ringnorm_posterior,
+    spirals_posterior,
+    two_moons_posterior,
     twonorm_posterior,
     waveform_posterior,
 )
@@ -20,8 +25,13 @@ POSTERIORS = {
     "ringnorm": ringnorm_posterior,
     "waveform": waveform_posterior,
     "three_gaussians": generators._three_gaussians_posterior,
+    "two_moons": two_moons_posterior,
+    "circles": circles_posterior,
+    "spirals": spirals_posterior,
+    "checkerboard": checkerboard_posterior,
 }
-NUM_FEATURES = {"twonorm": 20, "ringnorm": 20, "waveform": 21, "three_gaussians": 2}
+NUM_FEATURES = {"twonorm": 20, "ringnorm": 20, "waveform": 21} | dict.fromkeys(list(POSTERIORS)[3:], 2)
+PLANE = list(POSTERIORS)[4:]
 TRIANGLE = 3 * np.array([[0.5, math.sqrt(3) / 2], [0, 0], [1, 0]])
 TRIANGLE -= TRIANGLE.mean(0)
 PAIRS = ((0, 1), (0, 2), (1, 2))
@@ -36,6 +46,43 @@ def wave(number, point):
 WAVES = np.array([[wave(number, point) for point in range(1, 22)] for number in range(3)], dtype=float)
 
 
+def polar(radius, angle):
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1)
+
+
+def plane_classes(name):
+    """Return, for each class of a set in the plane, nodes [m, 2] and weights [m] of a quadrature over what a point is
+    before the noise is added, and the deviation of the noise."""
+    if name == "two_moons":
+        angle = math.pi * (np.arange(24) + 0.5) / 24
+        arcs = [polar(1.0, angle), np.array([1.0, 0.5]) - polar(1.0, angle)]
+        return [(arc, np.full(24, 1 / 24)) for arc in arcs], 0.3
+    if name == "spirals":
+        along = (np.arange(80) + 0.5) / 80
+        arms = [polar(0.4 + 2 * along, 2 * math.pi * (0.6 * along + k / 3)) for k in range(3)]
+        return [(arm, np.full(80, 1 / 80)) for arm in arms], 0.25
+    if name == "circles":  # equal weights on a circle are exact to all digits
+        angle = 2 * math.pi * np.arange(300) / 300
+        return [(polar(radius, angle), np.full(300, 1 / 300)) for radius in (1.0, 2.0)], 0.4
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    inside, weights = np.stack(np.meshgrid(nodes, nodes), -1).reshape(-1, 2) / 2, np.outer(weights, weights).ravel()
+    classes = []
+    for colour in (0, 1):
+        cells = [(i - 1.5, j - 1.5) for i in range(4) for j in range(4) if (i + j) % 2 == colour]
+        classes.append((np.concatenate([inside + cell for cell in cells]), np.tile(weights / 4 / 8, 8)))
+    return classes, 0.1
+
+
+def plane_density(name, features):
+    """Return the density of each class [n, K] by that quadrature."""
+    classes, deviation = plane_classes(name)
+    out = []
+    for nodes, weights in classes:
+        square = ((features[:, None] - nodes) ** 2).sum(2)
+        out.append(np.exp(-square / (2 * deviation**2)) @ weights / (2 * math.pi * deviation**2))
+    return np.stack(out, 1)
+
+
 @pytest.fixture(scope="module")
 def large_samples():
     return {name: draw(name, 60_000, np.random.default_rng(7)) for name in RECIPES}
@@ -48,6 +95,22 @@ def exact_ringnorm_error(a):
     narrow_lost = ncx2.sf(radius, 20, square / 9)
     wide_lost = ncx2.cdf(radius / 4, 20, 16 / 9 * square / 4)
     return (narrow_lost + wide_lost) / 2
+
+
+def plane_error(name):
+    """Bayes error: what the largest of the K densities over K leaves, summed over a grid of step 0.03."""
+    if name == "checkerboard":
+        # Column and row are independent: (1 - E|a|^2) / 2, with a the difference of even and odd columns at x.
+        edges = np.arange(5) - 2
+        even = lambda x: np.diff(norm.cdf((edges - x) / 0.1)) @ [1, -1, 1, -1] / 4  # noqa: E731
+        return (1 - quad(lambda x: abs(even(x)), -3, 3, points=edges, limit=200)[0] ** 2) / 2
+    if name == "circles":  # the distance from the origin has Rice's distribution
+        inner, outer = (rice(radius / 0.4, scale=0.4) for radius in (1, 2))
+        return quad(lambda x: min(inner.pdf(x), outer.pdf(x)) / 2, 0, 5, points=[1, 1.5, 2])[0]
+    axis = np.arange(-4, 4, 0.03)
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    largest = [plane_density(name, rows).max(1).sum() for rows in np.array_split(grid, 100)]
+    return 1 - np.sum(largest) * 0.03**2 / len(RECIPES[name].class_names)
 
 
 def closed_form_waveform(features):
@@ -93,6 +156,72 @@ def test_normal_posteriors_match_the_densities(name, means, variances):
     assert posterior.dtype == torch.float64
     np.testing.assert_allclose(posterior, expected, rtol=1e-10, atol=1e-12)
     assert torch.equal(posterior, raw.posterior)
+
+
+@pytest.mark.parametrize("name", PLANE)
+def test_plane_posteriors_match_bayes_by_quadrature(name):
+    raw = draw(name, 100, np.random.default_rng(3))
+    density = plane_density(name, raw.features)
+    posterior = POSTERIORS[name](torch.from_numpy(raw.features))
+    assert posterior.dtype == torch.float64
+    np.testing.assert_allclose(posterior, density / density.sum(1, keepdims=True), rtol=1e-8, atol=1e-12)
+    torch.testing.assert_close(posterior.sum(1), torch.ones(100, dtype=torch.float64))
+    assert torch.equal(posterior, raw.posterior)
+
+
+@pytest.mark.parametrize("name", PLANE)
+def test_plane_samples_have_the_stated_density(name, large_samples):
+    """The share of a class in each square of side 0.5 is its probability within 5 binomial standard errors."""
+    raw, edges = large_samples[name], np.arange(-3.5, 3.75, 0.5)
+    classes, deviation = plane_classes(name)
+    checked = 0
+    for label, (nodes, weights) in enumerate(classes):
+        rows = raw.features[raw.labels == label]
+        counts, _, _ = np.histogram2d(*rows.T, bins=(edges, edges))
+        below = norm.cdf((edges[:, None, None] - nodes) / deviation)
+        sides = below[1:] - below[:-1]
+        expected = (sides[:, None, :, 0] * sides[None, :, :, 1]) @ weights
+        assert expected.sum() == pytest.approx(1, abs=1e-2)
+        n = len(rows)
+        error = np.sqrt(expected * (1 - expected) / n)
+        kept = expected * n > 20
+        assert (np.abs(counts / n - expected)[kept] < 5 * error[kept]).all()
+        checked += kept.sum()
+    assert checked > 60
+
+
+def test_dense_centres_stand_for_an_arc():
+    """Between the centres the density of two_moons is that of a continuous half circle; only its ends differ."""
+    along = np.linspace(0.5, math.pi - 0.5, 40)
+    points = polar(1.2, along)
+    for x, found in zip(points, plane_density("two_moons", points)[:, 0], strict=True):
+        # exp(-|x - m|^2 / 2 s^2) over the angle of m
+        exact, _ = quad(lambda t, x=x: math.exp(-((polar(1.0, t) - x) ** 2).sum() / 0.18), 0, math.pi, epsabs=1e-12)
+        assert found == pytest.approx(exact / math.pi / (2 * math.pi * 0.09), rel=0.02)
+    ripple = np.diff(plane_density("two_moons", polar(1.0, np.linspace(1.4, 1.7, 50)))[:, 0])
+    assert np.abs(ripple).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["circles", "checkerboard"])
+def test_classes_with_equal_means(name):
+    means = [weights @ nodes for nodes, weights in plane_classes(name)[0]]
+    np.testing.assert_allclose(means, np.zeros((2, 2)), atol=1e-12)
+    assert "The class means are equal" in RECIPES[name].description
+
+
+def test_the_board_has_the_symmetries_of_a_board():
+    """Columns swap colours from one to the next, and a diagonal mirrors the board onto itself."""
+    features = torch.from_numpy(np.random.default_rng(1).uniform(-1.5, 0.5, (200, 2)))
+    posterior = checkerboard_posterior(features)
+    torch.testing.assert_close(checkerboard_posterior(features.flip(1)), posterior)
+    # One cell further, away from the rim, the colours are exchanged.
+    inner = features.clamp(-1, 0)
+    torch.testing.assert_close(
+        checkerboard_posterior(inner + torch.tensor([1.0, 0.0])), checkerboard_posterior(inner).flip(1)
+    )
+    # A small probability keeps its digits: beyond the corner, 5 deviations from the last cell and 15 from the one before.
+    far = checkerboard_posterior(torch.tensor([[2.5, 2.5]], dtype=torch.float64))[0, 1].item()
+    assert far == pytest.approx(2 * norm.sf(15) / norm.sf(5), rel=1e-8)
 
 
 def test_gaussian_posterior_matches_the_densities():
@@ -179,6 +308,7 @@ def test_posteriors_are_calibrated(name, large_samples):
         ("ringnorm", exact_ringnorm_error(2 / math.sqrt(20))),
         # A corner wins where x is nearer to it than to both others: two normals of correlation cos 60 degrees.
         ("three_gaussians", 1 - multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]]).cdf([1.5, 1.5])),
+        *((name, plane_error(name)) for name in PLANE),
     ],
 )
 def test_bayes_error_is_the_exact_one(name, error, large_samples):
@@ -235,6 +365,11 @@ def test_samples_have_the_stated_moments(name, large_samples):
         if name == "waveform":
             first, second = (WAVES[wave] for wave in PAIRS[label])
             mean, variance = (first + second) / 2, 1 + (first - second) ** 2 / 12
+        elif name in PLANE:
+            classes, deviation = plane_classes(name)
+            nodes, weights = classes[label]
+            mean = weights @ nodes
+            variance = weights @ (nodes - mean) ** 2 + deviation**2
         else:
             mean = {"twonorm": (shift, -shift), "ringnorm": (0, shift), "three_gaussians": TRIANGLE}[name][label]
             variance = 4 if (name, label) == ("ringnorm", 0) else 1
@@ -255,10 +390,12 @@ def test_draws_depend_on_the_generator_only(name):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_posteriors_stay_finite_far_out(name):
-    features = torch.cat([torch.full((1, NUM_FEATURES[name]), value) for value in (-1e6, -50.0, 50.0, 1e6)])
+    values = (-3e38, -1e6, -50.0, 0.0, 50.0, 1e6, 3e38)
+    features = torch.cat([torch.full((1, NUM_FEATURES[name]), value) for value in values])
+    features[1, 0] = 7.0
     posterior = POSTERIORS[name](features)
     assert posterior.isfinite().all()
-    torch.testing.assert_close(posterior.sum(1), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(posterior.sum(1), torch.ones(7, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -272,4 +409,5 @@ def test_posteriors_refuse_other_features(name):
         posterior(torch.zeros(4, d, dtype=torch.int64))
     with pytest.raises(ValueError, match="features must be finite"):
         posterior(torch.full((1, d), math.nan))
+    assert torch.equal(posterior(torch.ones(2, d)), posterior(torch.ones(2, d).double()))
     assert posterior(torch.zeros(0, d)).shape == (0, len(RECIPES[name].class_names))
