@@ -21,6 +21,7 @@ from nls.losses import _REDUCTIONS, _centre, _check_labels_fit, _class_indices, 
 __all__ = [
     "complementary_loss",
     "confidence_penalty_loss",
+    "draw_complementary_labels",
     "nlnl_loss",
     "peer_loss",
     "sampled_peer_loss",
@@ -271,6 +272,42 @@ def nlnl_loss(logits: torch.Tensor, labels: torch.Tensor, *, reduction: str = "m
     return _reduce(lse - others.logsumexp(1), reduction)
 
 
+def draw_complementary_labels(
+    labels: torch.Tensor, num_classes: int, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    r"""Draw a complementary label for each label: another class, each of them as likely.
+
+    .. math:: P(\bar y = k \mid y) = \frac{1}{K - 1} \quad\text{for}\quad k \ne y
+
+    Negative learning as published draws them anew for each step and trains on them with :func:`nlnl_loss`; its later
+    phases, which select examples by their confidence, are not here.
+
+    Args:
+        labels: Class indices in [0, K), of any shape.
+        num_classes: K, at least 2.
+        generator: Where the draw comes from, on any device; torch's global one if None.
+
+    Returns:
+        Class indices of the shape of ``labels``, int64.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If a value is out of range.
+
+    Examples:
+        >>> draw_complementary_labels(torch.tensor([0, 1, 1]), 2)
+        tensor([1, 0, 0])
+
+    References:
+        Kim et al. 2019, "NLNL: Negative Learning for Noisy Labels", arXiv 1908.07387.
+    """
+    num_classes = _checks.integer(num_classes, "num_classes", low=2)
+    labels = _checks.integer_labels(labels, "labels", num_classes)
+    device = labels.device if generator is None else generator.device
+    steps = torch.randint(1, num_classes, labels.shape, generator=generator, device=device)
+    return (labels + steps.to(labels.device)) % num_classes
+
+
 def confidence_penalty_loss(
     logits: torch.Tensor, labels: torch.Tensor, penalty: float | torch.Tensor, *, reduction: str = "mean"
 ) -> torch.Tensor:
@@ -322,17 +359,22 @@ def _prepare(logits: object, labels: object, reduction: object) -> tuple[torch.T
     return centred, lse, centred.gather(1, indices.unsqueeze(1)).squeeze(1)
 
 
-def _parameter(value: object, name: str, like: torch.Tensor, *, low: float = 0.0) -> float | torch.Tensor:
+def _parameter(
+    value: object, name: str, like: torch.Tensor, *, low: float = 0.0, high: float = torch.inf
+) -> float | torch.Tensor:
     """Return a parameter that broadcasts over the examples of ``like``, in its type."""
     if not isinstance(value, torch.Tensor):
-        return _checks.number(value, name, low=low)
+        return _checks.number(value, name, low=low, high=high)
     if value.dtype == torch.bool or value.is_complex():
         raise TypeError(f"{name} must hold real numbers, got {_checks.describe(value)}")
     if value.shape not in ((), like.shape[:1], like.shape):
         allowed = ", ".join(str(tuple(size)) for size in dict.fromkeys(((), like.shape[:1], like.shape)))
         raise ValueError(f"{name} must be a number or have one of the shapes {allowed}, got {tuple(value.shape)}")
-    if _readable(value) and value.numel() and not bool((value.isfinite() & (value >= low)).all()):
-        at_least = "" if low == -torch.inf else f" and at least {low:g}"
-        raise ValueError(f"{name} must be finite{at_least}, got a smallest value of {value.min().item():g}")
+    if _readable(value) and value.numel():
+        wrong = ~(value.isfinite() & (value >= low) & (value <= high))
+        if bool(wrong.any()):
+            limits = "" if low == -torch.inf else f" and at least {low:g}"
+            limits += "" if high == torch.inf else f" and at most {high:g}"
+            raise ValueError(f"{name} must be finite{limits}, got {value[wrong][0].item():g}")
     value = value.to(like)
     return value.view(-1, *[1] * (like.ndim - 1)) if value.ndim < like.ndim else value

@@ -257,7 +257,7 @@ def test_bad_parameters():
         baselines.peer_loss(logits, labels, -0.5)
     with pytest.raises(TypeError, match="peer_weight must be a real number, got 'c'"):
         baselines.peer_loss(logits, labels, "c")
-    with pytest.raises(ValueError, match=r"peer_weight must be finite and at least 0, got a smallest value of -1"):
+    with pytest.raises(ValueError, match=r"peer_weight must be finite and at least 0, got -1"):
         baselines.peer_loss(logits, labels, torch.tensor([1.0, -1.0]))
     with pytest.raises(
         ValueError, match=r"peer_weight must be a number or have one of the shapes \(\), \(2,\), got \(3,\)"
