@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import torch
 
 from nls import _checks
 from nls.generators import RECIPES, RawData, draw
-from nls.tables import BUNDLED, OPENML, check_finite, download, names_in, read_bundled, read_local
+from nls.tables import BUNDLED, OPENML, check_finite, download, files_of, names_in, read_bundled, read_local
 
 _ENVIRONMENT = "NLS_DATA"
 _DEFAULT_NUM_EXAMPLES = 3000
@@ -26,6 +27,8 @@ _BUNDLED_IMAGES = ("digits_images",)
 # Sets with a reader of their own: name -> module and function(name, folder, seed, num_examples), imported when asked
 # for. The folder is root, or else the one in NLS_DATA, or None.
 _READERS = {
+    **dict.fromkeys(("mnist", "fashion_mnist", "cifar10", "cifar100"), ("nls.image_sets", "load_image_set")),
+    **dict.fromkeys(("clothing1m", "clothing1m_clean"), ("nls.clothing", "load_clothing")),
     **dict.fromkeys(("ag_news", "ag_news_tokens"), ("nls.text", "load_text")),
 }
 
@@ -74,7 +77,7 @@ class DataCard:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """A data set in three splits: features, clean labels and, where known, true posteriors.
+    """A data set in three splits: features, labels and, where known, true posteriors.
 
     Attributes:
         name: The name it was asked for.
@@ -82,7 +85,7 @@ class Dataset:
         card: Source, licence, version, sizes and preparation.
         train_features: Standardised features [n, d], float32, or images [n, C, H, W], uint8; the same for validation
             and test.
-        train_labels: Clean labels [n], int64; the same for validation and test.
+        train_labels: Clean labels [n], int64, or noisy ones where the card says so; the same for validation and test.
         train_posterior: True posteriors P(y | x) [n, K], float64, or None where unknown; the same for validation
             and test.
         train_indices: Rows [n] of the source that the examples are, int64, for images; None for plain features. They
@@ -134,7 +137,12 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def load_dataset(
-    name: str, root: str | os.PathLike[str] | None = None, seed: int = 0, *, num_examples: int | None = None
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    *,
+    num_examples: int | None = None,
+    image_size: int | None = None,
 ) -> Dataset:
     r"""Load a data set by name, split 60/20/20 and standardised.
 
@@ -144,7 +152,7 @@ def load_dataset(
 
     and a column that is constant there is only centred.
     The split is stratified by class, and rows with equal features stay within one split.
-    Labels are clean in all splits: you add the noise.
+    Labels are clean in all splits, and you add the noise; but those of ``clothing1m`` come noisy.
     True posteriors, where known, are those of the raw features.
 
     A name is looked up among the generated sets, then the sets bundled with scikit-learn, then in the folder named by
@@ -154,8 +162,14 @@ def load_dataset(
     has three classes), and the card says which one you have.
 
     Images are uint8 [n, C, H, W] and not standardised. ``digits_images`` are scikit-learn's digits with their grey
-    values 0..16 scaled to 0..255, split as ``digits``. A file with images has a test split of its own, which is kept;
-    a tenth of its training images, stratified by class, is the validation split.
+    values 0..16 scaled to 0..255, split as ``digits``. All other images come with a test split, which is kept; a tenth
+    of the training images, stratified by class, is the validation split.
+
+    In a folder, ``<name>.csv`` or ``<name>.npz`` comes first. Then ``mnist``, ``fashion_mnist``, ``cifar10`` and
+    ``cifar100`` are read from torchvision's files (:func:`nls.image_sets.load_image_set`), which are downloaded into
+    the folder of ``NLS_DATA`` if they are not there; ``clothing1m`` and ``clothing1m_clean`` from the files of their
+    release (:func:`nls.clothing.load_clothing`); and any other name from ``<name>/train/<class>/`` and
+    ``<name>/test/<class>/`` (:func:`nls.image_folders.load_image_folder`).
 
     Args:
         name: Name of the data set.
@@ -165,13 +179,15 @@ def load_dataset(
             ``test_labels`` and optionally ``class_names`` [K]).
         seed: Seed of the split, at least 0; for a generated set it also draws the sample.
         num_examples: Size of a generated set, at least 100; 3000 if None. For images, how many to take of those that
-            are not a file's test images, at least 10 for each class, classes in equal shares as before; all if None.
+            are not test images, at least 10 for each class, classes in equal shares as before; all if None.
+        image_size: Height and width to which a folder of images, ``clothing1m`` or ``clothing1m_clean`` is resized; 64
+            if None.
 
     Returns:
         The data set with its card; the same arguments give the same tensors.
 
     Raises:
-        TypeError: If ``name``, ``root``, ``seed`` or ``num_examples`` has another type.
+        TypeError: If an argument has another type.
         ValueError: If the data set is unknown, cannot be read or downloaded, or is not fit for classification.
 
     Examples:
@@ -187,9 +203,13 @@ def load_dataset(
     generator = np.random.default_rng(_checks.integer(seed, "seed"))
     built_in = root is None and name in (*RECIPES, *BUNDLED, *_BUNDLED_IMAGES)
     folder = None if built_in else _search_folder(root)
-    reader = _find_reader(name, folder, built_in)
+    reader = _find_reader(name, folder, built_in, download=root is None)
+    if image_size is not None and not (reader and "image_size" in inspect.signature(reader).parameters):
+        raise ValueError(
+            f"image_size is for folders of images and for clothing1m, whose files are decoded, not for {name!r}"
+        )
     if reader is not None:
-        return reader(seed, num_examples)
+        return reader(seed, num_examples, **({} if image_size is None else {"image_size": image_size}))
     drawn = built_in and name in RECIPES
     if num_examples is not None and not drawn:
         known = ", ".join(RECIPES)
@@ -204,24 +224,24 @@ def load_dataset(
     return _prepare(name, raw, seed, generator, drawn)
 
 
-def _find_reader(name: str, folder: Path | None, built_in: bool) -> Callable[..., Dataset] | None:
+def _find_reader(name: str, folder: Path | None, built_in: bool, download: bool) -> Callable[..., Dataset] | None:
     """Return the function of seed and size that reads the set, or None for a table of plain features."""
     if built_in:
         return partial(import_module("nls.images").load_images, name, None) if name in _BUNDLED_IMAGES else None
-    files = [] if folder is None else [path for path in _files(name, folder) if path.is_file()]
-    if files:
+    of_images = folder is not None and name not in _READERS and (folder / name / "train").is_dir()
+    if folder is not None and (files := files_of(name, folder)):
+        if of_images:
+            raise ValueError(f"{folder} holds both {files[0].name} and {name}/train; one name must mean one data set")
         # Two files of one name are refused further on.
         images = import_module("nls.images") if [path.suffix for path in files] == [".npz"] else None
         return partial(images.load_images, name, files[0]) if images and images.is_image_file(files[0]) else None
     if name in _READERS:
         module, function = _READERS[name]
-        return partial(getattr(import_module(module), function), name, folder)
+        options = {"download": download} if module == "nls.image_sets" else {}
+        return partial(getattr(import_module(module), function), name, folder, **options)
+    if of_images or (folder is not None and name not in OPENML and (folder / name).is_dir()):
+        return partial(import_module("nls.image_folders").load_image_folder, name, folder / name)
     return None
-
-
-def _files(name: str, folder: Path) -> tuple[Path, Path]:
-    """Return where your own files of a name would be."""
-    return folder / f"{name}.csv", folder / f"{name}.npz"
 
 
 def _look_up(name: str, folder: Path | None, only: bool) -> RawData:
@@ -230,13 +250,14 @@ def _look_up(name: str, folder: Path | None, only: bool) -> RawData:
         return raw
     if only:
         found = ", ".join(names_in(folder)) or "no data sets"
-        raise ValueError(f"root has no {name}.csv or {name}.npz; {folder} holds: {found}")
+        raise ValueError(f"root has no {name}.csv, {name}.npz or folder {name}; {folder} holds: {found}")
     if name in OPENML:
         return download(name, folder)
     found = f"; in {_ENVIRONMENT}: {', '.join(names_in(folder)) or 'nothing'}" if folder else ""
     raise ValueError(
-        f"unknown data set {name!r}; known: {', '.join(dataset_names())}{found}; for your own data put {name}.csv or "
-        f"{name}.npz into a folder and name the folder in root= or in the environment variable {_ENVIRONMENT}"
+        f"unknown data set {name!r}; known: {', '.join(dataset_names())}{found}; for your own data put {name}.csv, "
+        f"{name}.npz, or a folder {name} with train/<class>/ and test/<class>/ into a folder and name that in root= or "
+        f"in the environment variable {_ENVIRONMENT}"
     )
 
 

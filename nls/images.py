@@ -1,4 +1,4 @@
-"""Image data sets as uint8 tensors [n, C, H, W]: scikit-learn's digits, and your own NPZ files."""
+"""Image data sets as uint8 tensors [n, C, H, W]: scikit-learn's digits, your own NPZ files, and what all share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,24 @@ _SPLITS = ("train", "validation", "test")
 _VALIDATION_SHARE = 0.1
 _FEWEST_PER_CLASS = 10
 _MOST_CHANNELS = 4
+
+
+class Images(NamedTuple):
+    """Images [n, H, W, C], uint8, their labels [n], int64, and their rows in the source, 0, 1, ... if None."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray | None = None
+
+
+class Texts(NamedTuple):
+    """What the card of an image set says; how its labels and its pixels came about is part of the preparation."""
+
+    source: str
+    licence: str
+    description: str
+    labels: str = "Labels are as they come: you add the noise."
+    pixels: str = "Pixels are as they come, 0..255; nothing is standardised."
 
 
 def is_image_file(path: Path) -> bool:
@@ -63,7 +82,7 @@ def _digits(name: str, seed: int, num_examples: int | None) -> Dataset:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    rows = np.sort(_take(bunch.target, num_examples, np.random.default_rng(seed)))
+    rows = np.sort(take(bunch.target, num_examples, np.random.default_rng(seed)))
     generator = np.random.default_rng(seed)
     split, duplicates = split_rows(bunch.data[rows], bunch.target[rows], generator)
     order = generator.permutation(len(split))
@@ -77,66 +96,104 @@ def _digits(name: str, seed: int, num_examples: int | None) -> Dataset:
     )
     texts = ("UCI Machine Learning Repository, bundled with scikit-learn", "CC BY 4.0 (UCI)", description, preparation)
     class_names = tuple(str(digit) for digit in bunch.target_names)
-    return _dataset(name, class_names, texts, duplicates, [(images, bunch.target, part) for part in parts])
+    digits = Images(images, bunch.target)
+    return join_splits(name, class_names, texts, duplicates, [(digits, part) for part in parts])
 
 
 def _from_file(name: str, path: Path, seed: int, num_examples: int | None) -> Dataset:
     """Return the set in an NPZ file: its test images as they are, and a tenth of its training images to validate."""
     arrays = open_npz(path, path)
-    train, labels = _read_split(path, arrays, "train")
-    test, test_labels = _read_split(path, arrays, "test")
-    if train.shape[1:] != test.shape[1:]:
-        raise ValueError(f"{path}: training and test images must agree in size, got {train.shape} and {test.shape}")
-    class_names = _class_names(path, arrays.get("class_names"), labels, test_labels)
+    train, test = _read_split(path, arrays, "train"), _read_split(path, arrays, "test")
+    if train.pixels.shape[1:] != test.pixels.shape[1:]:
+        sizes = f"{train.pixels.shape} and {test.pixels.shape}"
+        raise ValueError(f"{path}: training and test images must agree in size, got {sizes}")
+    class_names = _class_names(path, arrays.get("class_names"), train.labels, test.labels)
+    with path.open("rb") as file:
+        version = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    description = (
+        f"File {path.name}, {describe_counts(train, test)}, SHA-256 {version}. "
+        "A set of this name from another source may be another version."
+    )
+    texts = Texts("your own file", "yours to know", description)
+    return hold_out_validation(name, class_names, texts, train, test, seed, num_examples)
+
+
+def describe_counts(train: Images, test: Images) -> str:
+    """Return how many images there are of which size."""
+    size = "x".join(map(str, train.pixels.shape[1:]))
+    return f"{len(train.pixels)} training and {len(test.pixels)} test images of {size}"
+
+
+def hold_out_validation(
+    name: str,
+    class_names: tuple[str, ...],
+    texts: Texts,
+    train: Images,
+    test: Images,
+    seed: int,
+    num_examples: int | None = None,
+) -> Dataset:
+    """Return the set with a tenth of its training images held out to validate on, and its test images as they are.
+
+    Args:
+        name: Its name.
+        class_names: One name per class; each class must reach all three splits.
+        texts: For the card.
+        train: Training images.
+        test: Test images of the same size.
+        seed: Seed of the split, at least 0.
+        num_examples: How many training images to take, as for :func:`load_images`.
+
+    Returns:
+        The data set; its indices are rows of the source.
+
+    Raises:
+        TypeError: If ``num_examples`` is not an integer.
+        ValueError: If ``num_examples`` is out of range, or a class does not reach a split.
+    """
     generator = np.random.default_rng(seed)
-    kept = _take(labels, num_examples, generator)
-    prints = [_fingerprint(train[row]) for row in kept]
+    kept = take(train.labels, num_examples, generator)
+    prints = [_fingerprint(train.pixels[row]) for row in kept]
     copies = Counter(prints)
     # An image that is there twice is not validated on, so that no copy of it is trained on.
     alone = kept[[copies[found] == 1 for found in prints]]
     validation = alone[len(alone) - round(_VALIDATION_SHARE * len(kept)) :]
     parts = [generator.permutation(np.setdiff1d(kept, validation)), generator.permutation(validation)]
-    duplicates = len(kept) + len(test) - len(copies.keys() | {_fingerprint(image) for image in test})
-    with path.open("rb") as file:
-        version = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    size = "x".join(map(str, train.shape[1:]))
-    description = (
-        f"File {path.name}, {len(train)} training and {len(test)} test images of {size}, SHA-256 {version}. "
-        "A set of this name from another source may be another version."
-    )
+    duplicates = len(kept) + len(test.pixels) - len(copies.keys() | {_fingerprint(image) for image in test.pixels})
     preparation = (
         f"Of {len(kept)} training images a tenth, stratified by class and drawn by seed {seed}, validates; the test "
-        "split is the file's. Labels are as in the file: you add the noise. Pixels are as in the file, 0..255; nothing "
-        "is standardised. Images that occur twice in training are not validated on; copies across training and test "
-        "images are counted only."
+        f"split is its own. {texts.labels} {texts.pixels} Images that occur twice in training are not validated on; "
+        "copies across training and test images are counted only."
     )
-    splits = [(train, labels, part) for part in parts] + [(test, test_labels, np.arange(len(test)))]
-    return _dataset(name, class_names, ("your own file", "yours to know", description, preparation), duplicates, splits)
+    splits = [(train, part) for part in parts] + [(test, np.arange(len(test.pixels)))]
+    return join_splits(name, class_names, (*texts[:3], preparation), duplicates, splits)
 
 
-def _dataset(
+def join_splits(
     name: str,
     class_names: tuple[str, ...],
     texts: tuple[str, ...],
     duplicates: int,
-    splits: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    splits: list[tuple[Images, np.ndarray]],
 ) -> Dataset:
-    """Return the data set of three splits, each given as images [n, H, W, C], labels and the rows to take of them."""
-    tensors, sizes = {}, tuple(len(rows) for *_, rows in splits)
-    for split, (images, labels, rows) in zip(_SPLITS, splits, strict=True):
-        missing = np.setdiff1d(np.arange(len(class_names)), labels[rows])
+    """Return the data set of three splits, each given as images and the places to take of them."""
+    tensors, sizes = {}, tuple(len(places) for _, places in splits)
+    for split, ((pixels, labels, rows), places) in zip(_SPLITS, splits, strict=True):
+        missing = np.setdiff1d(np.arange(len(class_names)), labels[places])
         if len(missing):
             lacking = class_names[missing[0]]
-            raise ValueError(f"data set {name!r}: class {lacking!r} does not occur in the {split} split of {len(rows)}")
+            raise ValueError(
+                f"data set {name!r}: class {lacking!r} does not occur in the {split} split of {len(places)}"
+            )
         # A view with channels before rows; in memory they stay last, as convolutions prefer.
-        tensors[f"{split}_features"] = torch.from_numpy(images)[torch.from_numpy(rows)].permute(0, 3, 1, 2)
-        tensors[f"{split}_labels"] = torch.from_numpy(labels[rows].astype(np.int64))
-        tensors[f"{split}_indices"] = torch.from_numpy(rows)
-    shape = (sum(sizes), splits[0][0][0].size, len(class_names), duplicates, sizes)
+        tensors[f"{split}_features"] = torch.from_numpy(pixels)[torch.from_numpy(places)].permute(0, 3, 1, 2)
+        tensors[f"{split}_labels"] = torch.from_numpy(labels[places].astype(np.int64))
+        tensors[f"{split}_indices"] = torch.from_numpy(places if rows is None else rows[places])
+    shape = (sum(sizes), splits[0][0].pixels[0].size, len(class_names), duplicates, sizes)
     return Dataset(name, class_names, DataCard(name, *texts, *shape), **tensors)
 
 
-def _take(labels: np.ndarray, num_examples: int | None, generator: np.random.Generator) -> np.ndarray:
+def take(labels: np.ndarray, num_examples: int | None, generator: np.random.Generator) -> np.ndarray:
     """Return rows in a random order that interleaves the classes evenly, cut to ``num_examples``."""
     order = generator.permutation(len(labels))
     place = np.empty(len(labels))
@@ -155,8 +212,13 @@ def _fingerprint(image: np.ndarray) -> bytes:
     return hashlib.blake2b(image, digest_size=16).digest()
 
 
-def _read_split(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return checked images [n, H, W, C] and labels [n] of one split in a file."""
+def count_duplicates(parts: list[Images]) -> int:
+    """Return how many images repeat an earlier one."""
+    return sum(len(part.pixels) for part in parts) - len({_fingerprint(p) for part in parts for p in part.pixels})
+
+
+def _read_split(path: Path, arrays: dict[str, np.ndarray], split: str) -> Images:
+    """Return the checked images of one split in a file."""
     for key in (f"{split}_images", f"{split}_labels"):
         if key not in arrays:
             raise ValueError(f"{path} has no array {key!r}, found: {', '.join(arrays) or 'none'}")
@@ -174,7 +236,7 @@ def _read_split(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[
     if labels.min() < 0 or labels.max() >= len(images):
         wrong = labels.min() if labels.min() < 0 else labels.max()
         raise ValueError(f"{path}: '{split}_labels' must be classes 0, 1, ..., all of which occur, got {wrong}")
-    return np.ascontiguousarray(images_4d), labels.astype(np.int64)
+    return Images(np.ascontiguousarray(images_4d), labels.astype(np.int64))
 
 
 def _class_names(path: Path, names: np.ndarray | None, *labels: np.ndarray) -> tuple[str, ...]:

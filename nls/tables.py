@@ -42,13 +42,19 @@ def read_bundled(name: str) -> RawData:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the names of the data sets in a folder."""
-    return sorted({path.stem for path in folder.iterdir() if path.suffix in (".csv", ".npz")})
+    """Return the names of the tables, the image files and the folders of images in a folder."""
+    files = {path.stem for path in folder.iterdir() if path.suffix in (".csv", ".npz")}
+    return sorted(files | {path.parent.name for path in folder.glob("*/train") if path.is_dir()})
+
+
+def files_of(name: str, folder: Path) -> list[Path]:
+    """Return your own files of a name that are there."""
+    return [path for suffix in ("csv", "npz") if (path := folder / f"{name}.{suffix}").is_file()]
 
 
 def read_local(name: str, folder: Path) -> RawData | None:
     """Return the set in ``<name>.csv`` or ``<name>.npz``, or None if there is neither."""
-    paths = [path for suffix in ("csv", "npz") if (path := folder / f"{name}.{suffix}").is_file()]
+    paths = files_of(name, folder)
     if not paths:
         return None
     if len(paths) > 1:

@@ -374,7 +374,7 @@ def test_precedence(tmp_path, monkeypatch):
     assert load_dataset("wine", tmp_path).card.source == "your own file"
     assert load_dataset("twonorm", tmp_path).train_posterior is None
     with pytest.raises(
-        ValueError, match=r"root has no digits.csv or digits.npz; .* holds: german, mine, twonorm, wine"
+        ValueError, match=r"root has no digits.csv, digits.npz or folder digits; .* holds: german, mine, twonorm, wine"
     ):
         load_dataset("digits", tmp_path)
     # The environment variable comes after generated and bundled names and before OpenML.
@@ -384,7 +384,7 @@ def test_precedence(tmp_path, monkeypatch):
     assert "File german.csv" in load_dataset("german").card.description
     assert "File mine.csv" in load_dataset("mine").card.description
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"root has no mine.csv .* holds: no data sets"):
+    with pytest.raises(ValueError, match=r"root has no mine.csv, .* holds: no data sets"):
         load_dataset("mine", tmp_path / "empty")
     with pytest.raises(
         ValueError, match=r"unknown data set 'yours'; known: .*; in NLS_DATA: german, mine, twonorm, wine"
@@ -439,6 +439,9 @@ def test_names_with_folders_are_refused(tmp_path, monkeypatch, name):
         ({"name": "twonorm", "num_examples": 50.0}, TypeError, "num_examples must be an integer"),
         ({"name": "wine", "num_examples": 50}, ValueError, r"num_examples is for generated sets .* not for 'wine'"),
         ({"name": "twonorm", "root": ".", "num_examples": 50}, ValueError, "num_examples is for .* without root"),
+        ({"name": "wine", "image_size": 8}, ValueError, "image_size is for folders of images .* not for 'wine'"),
+        ({"name": "digits_images", "image_size": 8}, ValueError, "image_size is .* not for 'digits_images'"),
+        ({"name": "cifar10", "root": ".", "image_size": 8}, ValueError, "image_size is .* not for 'cifar10'"),
         ({"name": "toy", "root": 3}, TypeError, r"root must be the path of a folder, got 3 \(int\)"),
         ({"name": "toy", "root": ""}, ValueError, "root must name an existing folder, got ''"),
         ({"name": "toy", "root": "a\0b"}, ValueError, "root must name an existing folder"),
