@@ -62,7 +62,7 @@ class TensorBatches:
     :math:`2 N C (H + 8) (W + 8)` bytes, 480 MB for CIFAR-10.
 
     Args:
-        images: uint8 [N, C, H, W], or floats [N, ...], which are batched as they are.
+        images: uint8 [N, C, H, W], or floats or int64 token ids [N, ...], which are batched as they are.
         batch_size: Images in a batch, at least 1.
         augment: None or ``"crop_flip"``.
         mean: :math:`\mu`, [C], on the scale 0..1; for uint8 images only, as ``std``; see :func:`channel_statistics`.
@@ -160,9 +160,9 @@ class Normalisation:
     r"""Turns stored batches into what a network reads: :math:`(x / 255 - \mu_c) / \sigma_c` for uint8 images.
 
     Args:
-        images: What the batches are taken from: uint8 [N, C, H, W] or floats [N, ...].
+        images: What the batches are taken from: uint8 [N, C, H, W], or floats or int64 token ids [N, ...].
         mean: :math:`\mu`, [C], and
-        std: :math:`\sigma`, [C], above 0; both None for floats, which pass as they are.
+        std: :math:`\sigma`, [C], above 0; both None for floats and token ids, which pass as they are.
         device: Where the batches are.
         channels_last: Whether images lie in memory channels last afterwards.
         dtype: Type of the result; None for float32, or the type of float images.
@@ -188,11 +188,14 @@ class Normalisation:
         dtype: torch.dtype | None = None,
     ) -> None:
         self.channels_last, self._scale, self._shift = channels_last, None, None
-        floats = _checks.tensor(images, "images").is_floating_point()
-        self.dtype = dtype or (images.dtype if floats else torch.float32)
-        if not self.dtype.is_floating_point:
+        tokens = _checks.tensor(images, "images").dtype == torch.int64
+        as_they_are = tokens or images.is_floating_point()
+        self.dtype = dtype or (images.dtype if as_they_are else torch.float32)
+        if tokens and dtype not in (None, torch.int64):
+            raise ValueError(f"dtype must be left to int64 for token ids, got {dtype}")
+        if not (tokens or self.dtype.is_floating_point):
             raise ValueError(f"dtype must be a floating-point type, got {self.dtype}")
-        if floats:
+        if as_they_are:
             if mean is not None or std is not None:
                 raise ValueError(f"mean and std are for uint8 images only, got them with {_checks.describe(images)}")
             return

@@ -15,19 +15,21 @@ from pathlib import Path
 import torch
 
 from nls.data import Dataset, load_dataset
-from nls.each import fit_each
-from nls.grid import ENGINE_VERSION, TRANSITIONS, Cell
+from nls.each import EachHistory, fit_each
+from nls.grid import CORRECTIONS, ENGINE_VERSION, HUMAN_NOISE, TRANSITIONS, Cell
+from nls.human import HumanLabels, load_human_labels
+from nls.loss_table import LOSSES
 from nls.losses import backward_corrected_loss, forward_corrected_loss
-from nls.models import predict_logits
+from nls.measure import RULES as RULES
+from nls.measure import Measure, fitted, selected
+from nls.models import embedding_classifier, predict_logits
 from nls.noise import draw_instance_noise, draw_noisy_labels
-from nls.posterior import FLOOR
 from nls.training import fit_stack, seeded_generator
 
-RULES = ("last", "noisy_validation", "clean_test")
-"""Rules for the epoch to report, which is the last, the best on noisy validation, or the best on the clean test set."""
-
-_METRICS = ("accuracy", "validation_accuracy", "nll", "nll_mapped", "kl", "kl_mapped", "entropy")
 _CORRECTIONS = {"backward": backward_corrected_loss, "forward": forward_corrected_loss}
+# Training examples on which a network is asked after every epoch what it has memorised.
+_ASKED = 5000
+_CHECKPOINT_SECONDS = 20.0
 
 
 def train_chunk(
@@ -36,48 +38,101 @@ def train_chunk(
     device: str | None = None,
     checkpoints: Path | None = None,
     files: dict[str, str] | None = None,
+    deadline: float = math.inf,
 ) -> list[dict]:
     """Train cells of one ``stack_key`` and return their records.
 
     Args:
-        cells: At least one; all MLPs of one stack, or one image network.
+        cells: At least one; all MLPs of one stack, or networks that share a warm-up.
         root: Folder of your own data sets, for cells with ``from_root``.
         device: Such as ``"cuda:0"``; None is the CPU for an MLP, and a GPU where there is one for an image network.
         checkpoints: Folder in which an image network keeps its state, to go on after an interruption; the state stays
             there until the record is written.
         files: Digests of your own files by data set, for the records.
+        deadline: Time of :func:`time.time`: a further network of the chunk is not started if it would end after that,
+            judged by the fastest so far.
 
     Returns:
-        The records that :class:`nls.records.RecordStore` writes.
+        The records that :class:`nls.records.RecordStore` writes, one for each cell that was trained.
     """
     start, first = time.perf_counter(), cells[0]
-    folder = root if first.from_root else None
-    data = load_dataset(first.dataset, folder, first.seed, num_examples=first.num_examples)
-    labels = _noisy_labels(data, cells, "train")
-    validation = _noisy_labels(data, cells, "validation")
+    data = load_dataset(first.dataset, root if first.from_root else None, first.seed, num_examples=first.num_examples)
+    human = _human_labels(cells, data, root)
+    labels, validation = (_noisy_labels(data, cells, split, human) for split in ("train", "validation"))
+    transitions = [_transition(cell, data, human) for cell in cells]
     if first.network == "mlp":
-        curves, diverged, used = _train_stack(cells, data, labels, validation, device)
+        curves, diverged, used = _train_stack(cells, data, labels, validation, transitions, device)
+        seconds = [(time.perf_counter() - start) / len(cells)] * len(cells)
     else:
-        curves, diverged, used = _train_image_network(first, data, labels[0], validation, device, checkpoints)
-    realised = (labels != data.train_labels).double().mean(1).tolist()
-    seconds = (time.perf_counter() - start) / len(cells)
+        runs, shared, used = [], {}, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        for i, cell in enumerate(cells):
+            # The first run may hold a warm-up that the others share.
+            if runs and time.time() + min(took for *_, took in runs) > deadline:
+                break
+            began = time.perf_counter() if runs else start
+            measure = Measure([cell], data, validation[i : i + 1], [transitions[i]], torch.device("cpu"))
+            fit = _train_network(cell, data, labels[i], measure, transitions[i], used, checkpoints, shared)
+            runs.append((fit.curves, fit.diverged_epoch, time.perf_counter() - began))
+        curves = {name: [curve[name] for curve, *_ in runs] for name in runs[0][0]}
+        diverged, seconds, used = [run[1] for run in runs], [run[2] for run in runs], _describe_device(used)
+    return _records(cells[: len(seconds)], data, labels, curves, diverged, seconds, used, (files or {}))
+
+
+def _records(
+    cells: list[Cell],
+    data: Dataset,
+    labels: torch.Tensor,
+    curves: dict,
+    diverged: list[int],
+    seconds: list[float],
+    device: str,
+    files: dict[str, str],
+) -> list[dict]:
+    """Return one record for each cell."""
+    first, realised = cells[0], (labels != data.train_labels).double().mean(1).tolist()
     common = {
-        "file": (files or {}).get(first.dataset) if first.from_root else None,
-        "engine": ENGINE_VERSION, "chunk": [cell.id for cell in cells], "device": used, "seconds": seconds,
+        "file": files.get(first.dataset) if first.from_root else None,
+        "engine": ENGINE_VERSION, "device": device,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"), "commit": code_commit(), "versions": _versions(),
     }  # fmt: skip
     records = []
     for i, cell in enumerate(cells):
         curve = {name: values[i].tolist() for name, values in curves.items()}
-        results = _results(curve) | {
-            "realised_noise_rate": realised[i], "diverged_epoch": int(diverged[i]), "seconds": seconds
+        results = selected(curve) | {
+            "realised_noise_rate": realised[i], "diverged_epoch": int(diverged[i]), "seconds": seconds[i]
         }  # fmt: skip
-        factors = {name: getattr(cell, name) for name in Cell.__dataclass_fields__}
-        records.append({"id": cell.id, "factors": factors, "results": results, "curves": curve} | common)
+        # A network does not depend on its neighbours; a member of a stack does, in its last bits.
+        together = [other.id for other in cells] if cell.network == "mlp" else [cell.id]
+        own = {
+            "id": cell.id,
+            "chunk": together,
+            "factors": {name: getattr(cell, name) for name in Cell.__dataclass_fields__},
+        }
+        records.append(own | {"results": results, "curves": curve, "seconds": seconds[i]} | common)
     return records
 
 
-def _noisy_labels(data: Dataset, cells: list[Cell], split: str) -> torch.Tensor:
+def _human_labels(cells: list[Cell], data: Dataset, root: str | Path | None) -> HumanLabels | None:
+    """Return the human labels that the cells are trained on, checked against the data, or None where there are none."""
+    sources = {HUMAN_NOISE[cell.noise][0] for cell in cells if cell.noise in HUMAN_NOISE}
+    if not sources:
+        return None
+    if data.train_indices is None:
+        raise ValueError(f"noise={cells[0].noise!r} needs the images that people saw, {data.name!r} has no such images")
+    (name,) = sources  # cells of one data set; another set would not match its labels
+    human = load_human_labels(name, root)
+    indices = torch.cat([data.train_indices, data.validation_indices])
+    if int(indices.max()) >= len(human.clean_labels):
+        raise ValueError(f"{data.name!r} must have at most the {len(human.clean_labels)} training images of {name!r}")
+    given = torch.cat([data.train_labels, data.validation_labels])
+    if wrong := int((human.clean_labels[indices] != given).sum()):
+        raise ValueError(
+            f"{data.name!r} must hold the images of {name!r} in their order: {wrong} of {len(given)} labels differ"
+        )
+    return human
+
+
+def _noisy_labels(data: Dataset, cells: list[Cell], split: str, human: HumanLabels | None) -> torch.Tensor:
     """Return [B, n] labels; cells with the same noise share a draw, and all share the uniforms of the seed."""
     labels, features = getattr(data, f"{split}_labels"), getattr(data, f"{split}_features")
     draws: dict[tuple, torch.Tensor] = {}
@@ -86,14 +141,21 @@ def _noisy_labels(data: Dataset, cells: list[Cell], split: str) -> torch.Tensor:
         if key in draws:
             continue
         generator = seeded_generator(cell.seed, f"{split} noise")
-        if cell.noise == "instance":
+        if cell.noise in HUMAN_NOISE:
+            draws[key] = human.label_sets[HUMAN_NOISE[cell.noise][1]][getattr(data, f"{split}_indices")]
+        elif cell.noise == "instance":
             draws[key] = draw_instance_noise(features, labels, cell.noise_rate, generator, num_classes=data.num_classes)
         else:
-            draws[key] = draw_noisy_labels(labels, _transition(cell, data), generator)
+            draws[key] = draw_noisy_labels(labels, _transition(cell, data, human), generator)
     return torch.stack([draws[cell.noise, cell.noise_rate] for cell in cells])
 
 
-def _transition(cell: Cell, data: Dataset) -> torch.Tensor:
+def _transition(cell: Cell, data: Dataset, human: HumanLabels | None) -> torch.Tensor | None:
+    """Return the matrix of a cell's noise; that of people is counted, and noise of instances has none."""
+    if cell.noise == "instance":
+        return None
+    if cell.noise in HUMAN_NOISE:
+        return human.transition(HUMAN_NOISE[cell.noise][1])
     matrix = TRANSITIONS[cell.noise](data.num_classes, cell.noise_rate)
     if len(matrix) != data.num_classes:
         wanted = f"noise={cell.noise!r} is for {len(matrix)} classes"
@@ -102,7 +164,12 @@ def _transition(cell: Cell, data: Dataset) -> torch.Tensor:
 
 
 def _train_stack(
-    cells: list[Cell], data: Dataset, labels: torch.Tensor, validation: torch.Tensor, device: str | None
+    cells: list[Cell],
+    data: Dataset,
+    labels: torch.Tensor,
+    validation: torch.Tensor,
+    transitions: list[torch.Tensor | None],
+    device: str | None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor, str]:
     """Return curves [B, epochs], divergence epochs [B] and the device of a stack."""
     first, device = cells[0], torch.device(device or "cpu")
@@ -110,7 +177,7 @@ def _train_stack(
         torch.tensor([getattr(c, name) for c in cells], dtype=torch.float32)
         for name in ("smooth_rate", "weight_decay", "learning_rate")
     )
-    measure = Measure(cells, data, validation, device)
+    measure = Measure(cells, data, validation, transitions, device)
     validation_features, test_features = data.validation_features.to(device), data.test_features.to(device)
     fit = fit_stack(
         data.train_features.to(device),
@@ -122,7 +189,7 @@ def _train_stack(
         learning_rate=step,
         weight_decay=decay,
         loss_scale=torch.tensor([_loss_scale(c) for c in cells]),
-        loss=_stack_loss(cells, data) if first.loss != "gls" else None,
+        loss=_stack_loss(cells, data, transitions) if first.loss != "gls" else None,
         evaluate=lambda stack, members: measure(
             stack.forward(validation_features, classes_last=False),
             stack.forward(test_features, classes_last=False),
@@ -133,46 +200,68 @@ def _train_stack(
     return fit.curves, fit.diverged_epoch, _describe_device(device)
 
 
-def _train_image_network(
+def _train_network(
     cell: Cell,
     data: Dataset,
     labels: torch.Tensor,
-    validation: torch.Tensor,
-    device: str | None,
+    measure: Measure,
+    transition: torch.Tensor | None,
+    device: torch.device,
     checkpoints: Path | None,
-) -> tuple[dict[str, torch.Tensor], torch.Tensor, str]:
-    """Return curves [1, epochs], divergence epochs [1] and the device of an image network."""
-    if data.train_features.dtype != torch.uint8 or data.train_features.ndim != 4:
-        raise ValueError(f"network={cell.network!r} needs a data set of images, {data.name!r} has plain features")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    measure = Measure([cell], data, validation, torch.device("cpu"))
+    shared: dict,
+) -> EachHistory:
+    """Train one network, which starts from a shared warm-up where there is one."""
+    _check_features(cell, data)
+    asked, clean = labels[:_ASKED], data.train_labels[:_ASKED]
+    held_out, test, train = (
+        part.to(device) for part in (data.validation_features, data.test_features, data.train_features[:_ASKED])
+    )
 
     def evaluate(network: torch.nn.Module) -> dict[str, float]:
-        parts = (data.validation_features, data.test_features)
-        held_out, test = (predict_logits(network, part, device=device).float().cpu().T[None] for part in parts)
-        return {name: float(values) for name, values in measure(held_out, test, slice(0, 1)).items()}
+        logits = [predict_logits(network, part, device=device).float().cpu() for part in (held_out, test, train)]
+        measured = measure(logits[0].T[None], logits[1].T[None], slice(0, 1))
+        return {name: float(value) for name, value in measured.items()} | fitted(logits[2], asked, clean)
 
-    fit = fit_each(
+    picks = {"last": None, "noisy_validation": "validation_accuracy", "clean_test": "accuracy"}
+    return fit_each(
         data.train_features,
         labels,
         cell.smooth_rate if cell.loss == "gls" else 0.0,
-        network=cell.network,
+        network=_embedding(data) if cell.network == "embedding" else cell.network,
         num_classes=data.num_classes,
         optimizer=cell.optimizer.replace("nesterov", "sgd"),
         nesterov=cell.optimizer == "nesterov",
         learning_rate=cell.learning_rate,
         weight_decay=cell.weight_decay,
         loss_scale=_loss_scale(cell),
-        loss=None if cell.loss == "gls" else _network_loss(cell, data),
+        loss=None if cell.loss == "gls" else _network_loss(cell, data, labels, transition, device),
         augment=cell.augment,
+        warmup_schedule=cell.warmup_schedule,
+        warmup_pick=picks[cell.warmup_pick],
+        shared_warmup=shared if cell.warmup_epochs else None,
         device=device,
         checkpoint=checkpoints and checkpoints / f"{cell.id}.checkpoint",
+        checkpoint_seconds=_CHECKPOINT_SECONDS,
         keep_checkpoint=True,
         evaluate=evaluate,
         **_schedule(cell, len(data.train_labels)),
     )
-    curves = {name: torch.as_tensor(curve)[None] for name, curve in fit.curves.items()}
-    return curves, torch.tensor([fit.diverged_epoch]), _describe_device(device)
+
+
+def _check_features(cell: Cell, data: Dataset) -> None:
+    """Refuse a network for data of another kind."""
+    tokens = data.train_features.dtype == torch.int64
+    images = data.train_features.dtype == torch.uint8 and data.train_features.ndim == 4
+    if not (tokens if cell.network == "embedding" else images):
+        wanted = "a data set of token ids" if cell.network == "embedding" else "a data set of images"
+        raise ValueError(f"network={cell.network!r} needs {wanted}, {data.name!r} is another")
+
+
+def _embedding(data: Dataset) -> Callable:
+    """Return what makes an embedding classifier for all token ids of a data set."""
+    splits = (data.train_features, data.validation_features, data.test_features)
+    vocabulary = 1 + max(int(split.max()) for split in splits)
+    return functools.partial(embedding_classifier, data.num_classes, vocabulary)
 
 
 def _schedule(cell: Cell, num_examples: int) -> dict:
@@ -186,87 +275,65 @@ def _loss_scale(cell: Cell) -> float:
     return 1 / (1 - cell.smooth_rate) if cell.normalized else 1.0
 
 
-def _stack_loss(cells: list[Cell], data: Dataset) -> Callable:
-    """Return the corrected loss of a stack, each member with its own matrix."""
-    correct, matrices = _CORRECTIONS[cells[0].loss], [_transition(cell, data) for cell in cells]
+def _stack_loss(cells: list[Cell], data: Dataset, transitions: list[torch.Tensor | None]) -> Callable:
+    """Return the loss of a stack, each member with its own matrix."""
+    if cells[0].loss in CORRECTIONS:
+        correct = _CORRECTIONS[cells[0].loss]
+        parts = [functools.partial(correct, transition=matrix, reduction="none") for matrix in transitions]
+    else:
+        rival, sizes = LOSSES[cells[0].loss], (len(data.train_labels), data.num_classes)
+        made = [rival.make(*sizes, c.loss_parameter, t, c.seed) for c, t in zip(cells, transitions, strict=True)]
+        parts = [functools.partial(_without_positions, loss) for loss in made]
 
     def loss(logits: torch.Tensor, labels: torch.Tensor, members: slice) -> torch.Tensor:
-        parts = zip(logits, labels, matrices[members], strict=True)
-        return torch.stack([correct(z, y, matrix, reduction="none") for z, y, matrix in parts])
+        return torch.stack([part(z, y) for part, z, y in zip(parts[members], logits, labels, strict=True)])
 
     return loss
 
 
-def _network_loss(cell: Cell, data: Dataset) -> Callable:
-    correct, matrix = _CORRECTIONS[cell.loss], _transition(cell, data)
-    return lambda logits, labels, _: correct(logits, labels, matrix.to(logits.device), reduction="none")
+def _without_positions(loss: Callable, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return loss(logits, labels, torch.arange(len(labels), device=labels.device))
 
 
-class Measure:
-    """What is measured after an epoch: accuracy on noisy validation labels, and the rest on the clean test set.
-
-    Logits come as [B, K, n]: over a middle axis of classes a softmax takes a tenth of the time.
-    """
-
-    def __init__(self, cells: list[Cell], data: Dataset, validation: torch.Tensor, device: torch.device) -> None:
-        self.validation, self.labels = validation.to(device), data.test_labels.to(device)
-        num_classes = data.num_classes
-        # The output map undoes symmetric noise; with two classes all noise of one matrix and rate is symmetric.
-        symmetric = {"symmetric", "pair"} if num_classes == 2 else {"symmetric"}
-        scales = [
-            (1 - c.smooth_rate) * (1 - num_classes * c.noise_rate / (num_classes - 1))
-            if c.loss == "gls" and c.noise in symmetric
-            else 0.0
-            for c in cells
-        ]
-        scale = torch.tensor(scales, device=device)[:, None, None]
-        self.scale = scale.masked_fill(scale <= 0, torch.nan)
-        self.posterior, self.negative_entropy = None, 0.0
-        if data.test_posterior is not None:
-            self.posterior = data.test_posterior.T.float().contiguous().to(device)
-            self.negative_entropy = torch.xlogy(self.posterior, self.posterior).sum(0).mean()
-
-    def __call__(
-        self, validation_logits: torch.Tensor, test_logits: torch.Tensor, members: slice
-    ) -> dict[str, torch.Tensor]:
-        """Return every member's metrics [B] of logits [B, K, n]."""
-        count, num_classes, n = test_logits.shape
-        chosen = self.labels.expand(count, 1, n)
-        log_model = test_logits.log_softmax(1)
-        model = log_model.exp()
-        out = {
-            # Not argmax, which is slow over a middle axis; both take the first of equal values.
-            "validation_accuracy": self._share(validation_logits.max(1).indices == self.validation[members]),
-            "accuracy": self._share(test_logits.max(1).indices == self.labels),
-            "nll": -log_model.gather(1, chosen).mean((1, 2)),
-            "entropy": -(model * log_model).sum(1).mean(1),
-        }
-        scale = self.scale[members]
-        mapped = model.sub_((1 - scale) / num_classes).div_(scale).clamp_(min=FLOOR)
-        log_total = mapped.sum(1).log().mean(1)
-        out["nll_mapped"] = log_total - mapped.gather(1, chosen).log_().mean((1, 2))
-        if self.posterior is not None:
-            out["kl"] = self.negative_entropy - (self.posterior * log_model).sum(1).mean(1)
-            out["kl_mapped"] = self.negative_entropy + log_total - (self.posterior * mapped.log_()).sum(1).mean(1)
-        return out
-
-    @staticmethod
-    def _share(hits: torch.Tensor) -> torch.Tensor:
-        return hits.float().mean(1)
+def _network_loss(
+    cell: Cell, data: Dataset, labels: torch.Tensor, transition: torch.Tensor | None, device: torch.device
+) -> torch.nn.Module | Callable:
+    """Return the loss of a network, with a matrix of its own, an estimated one, or none."""
+    if cell.loss not in CORRECTIONS:
+        return LOSSES[cell.loss].make(
+            len(data.train_labels), data.num_classes, cell.loss_parameter, transition, cell.seed
+        )
+    return _Corrected(cell, data, labels, transition, device)
 
 
-def _results(curves: dict[str, list[float]]) -> dict:
-    """Return a cell's metrics at the epochs that the three rules pick."""
-    best = {"last": len(curves["train_loss"]) - 1}
-    for rule, name in (("noisy_validation", "validation_accuracy"), ("clean_test", "accuracy")):
-        values = [-1.0 if math.isnan(value) else value for value in curves[name]]
-        best[rule] = values.index(max(values))  # the first epoch of several equal ones
-    out = {f"epoch_{rule}": epoch + 1 for rule, epoch in best.items()}
-    out |= {
-        f"{name}_{rule}": curves[name][epoch] for rule, epoch in best.items() for name in _METRICS if name in curves
-    }
-    below = [epoch for epoch, loss in enumerate(curves["train_loss"], 1) if loss < 0]
-    return out | {"train_loss": curves["train_loss"][-1], "negative_loss_epoch": below[0] if below else 0}
+class _Corrected(torch.nn.Module):
+    """A correction by the true matrix, or by one that is estimated when the warm-up ends."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        data: Dataset,
+        labels: torch.Tensor,
+        transition: torch.Tensor | None,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.estimates = cell.transition == "estimated"
+        self.features, self.labels, self.device = data.train_features[:_ASKED].to(device), labels[:_ASKED], device
+        self.correct = _CORRECTIONS[cell.loss]
+        start = torch.eye(data.num_classes, dtype=torch.float64) if self.estimates else transition
+        self.register_buffer("matrix", start)
+
+    def prepare(self, network: torch.nn.Module) -> None:
+        """Estimate the matrix, if it is to be estimated, from what the network predicts now."""
+        if self.estimates:
+            from nls.estimate import estimate_transition
+
+            posterior = predict_logits(network, self.features, device=self.device).double().softmax(1).cpu()
+            self.matrix.copy_(estimate_transition(posterior, self.labels, method="anchor"))
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.correct(logits, labels, self.matrix, reduction="none")
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,15 @@ from nls.models import (
 from nls.training import RANGES, SCHEDULES, schedule_factor
 
 _CHOICES = {
-    "optimizer": ("adam", "sgd"), "schedule": SCHEDULES, "augment": AUGMENTATIONS, "precision": PRECISIONS,
-    "nesterov": (False, True), "compile": (False, True),
+    "optimizer": ("adam", "sgd"), "schedule": SCHEDULES, "warmup_schedule": SCHEDULES, "augment": AUGMENTATIONS,
+    "precision": PRECISIONS, "nesterov": (False, True), "compile": (False, True),
 }  # fmt: skip
 # The numbers and choices of a run: with data, network and loss they say all that a checkpoint must agree with.
-_SETTINGS = {*RANGES, *_CHOICES, "num_classes", "epochs", "batch_size", "warmup_epochs", "momentum", "seed"}
+_SETTINGS = {
+    *RANGES, *_CHOICES, "num_classes", "epochs", "batch_size", "warmup_epochs", "warmup_pick", "momentum", "seed",
+}  # fmt: skip
+# Those of them that do not touch the warm-up.
+_AFTER_WARMUP = {"smooth_rate", "loss_scale", "learning_rate", "schedule", "epochs"}
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 Loss = Callable[..., torch.Tensor]
@@ -75,6 +80,9 @@ def fit_each(
     schedule: str = "constant",
     warmup_epochs: int = 0,
     warmup_learning_rate: float | None = None,
+    warmup_schedule: str = "constant",
+    warmup_pick: str | None = None,
+    shared_warmup: dict | None = None,
     max_update_norm: float | None = None,
     loss: Loss | None = None,
     augment: str | None = None,
@@ -85,6 +93,7 @@ def fit_each(
     compile: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1,
+    checkpoint_seconds: float = 0.0,
     keep_checkpoint: bool = False,
 ) -> EachHistory:
     r"""Train one network; the same arguments mean the same training as for a member of :func:`nls.fit_stack`.
@@ -99,8 +108,8 @@ def fit_each(
     and not used. The file is removed when the run ends.
 
     Args:
-        features: uint8 images [n, C, H, W], normalised by their own mean and deviation per channel; or floats
-            [n, ...], used as they are, whose type the network takes on.
+        features: uint8 images [n, C, H, W], normalised by their own mean and deviation per channel; floats [n, ...],
+            used as they are, whose type the network takes on; or int64 token ids [n, L], used as they are.
         labels: [n] class indices in [0, num_classes).
         smooth_rate: r, at most 1.
         network: One of ``nls.models.NETWORKS``, or a function without arguments that returns a new network; it may
@@ -115,16 +124,22 @@ def fit_each(
         momentum: In [0, 1), used by ``"sgd"``.
         nesterov: Whether ``"sgd"`` takes Nesterov's step, with ``momentum`` above 0.
         schedule: What multiplies the step size, see :func:`nls.training.schedule_factor`; it covers ``epochs``.
-        warmup_epochs: Passes that come before ``epochs``, with plain cross entropy (r = 0, a = 1, no ``loss``), a
-            constant step and an optimiser of their own.
+        warmup_epochs: Passes that come before ``epochs``, with plain cross entropy (r = 0, a = 1, no ``loss``) and an
+            optimiser of their own.
         warmup_learning_rate: Their step size, above 0; ``learning_rate`` by default.
+        warmup_schedule: What multiplies it; it covers ``warmup_epochs``.
+        warmup_pick: Name of what ``evaluate`` returns: training goes on from the epoch of the warm-up where it is
+            largest, of equal ones the first. None goes on from the last.
+        shared_warmup: A dictionary that the caller keeps between calls. Runs that differ only in what comes after the
+            warm-up find its end there and do not train it again; the results are the same bits.
         max_update_norm: The longest step, above 0: the change of all parameters at once is shortened to it if its
             Euclidean norm is larger.
         loss: None for generalised label smoothing, or a function of logits [b, K] and labels [b] that returns losses
             [b]; ``smooth_rate`` is then not to be given. If it needs a third argument, it gets the positions [b] of
             the examples in ``features``, for a memory or for pairs. A memory that is to survive an interruption is
             saved through ``state_dict`` and ``load_state_dict``, as an ``nn.Module`` with a buffer has them; a module
-            is moved to the device.
+            is moved to the device. If it has a method ``prepare``, that is called with the network when the loss
+            takes over.
         augment: None or ``"crop_flip"``, see :class:`nls.batches.TensorBatches`.
         seed: Draws initialisation, order and augmentation, at least 0.
         evaluate: Called after every epoch with the network in evaluation mode; returns name to one number.
@@ -134,6 +149,7 @@ def fit_each(
         compile: Whether to compile the network's training steps with :func:`torch.compile`.
         checkpoint: File for the state of the run, or None.
         checkpoint_every: Epochs between two writes, at least 1.
+        checkpoint_seconds: Time between two writes, at least 0; the last epoch is written in any case.
         keep_checkpoint: Whether the file stays when the run ends, for a caller that has yet to store the result; a call
             that finds it returns the result without training.
 
@@ -156,12 +172,15 @@ def fit_each(
     _check_functions(loss, evaluate, settings.smooth_rate)
     device = features.device if device is None else torch.device(device)
     training = _Training(_build(network, features, settings, device), features, labels, settings, loss, device)
+    start = None if shared_warmup is None else _SharedWarmup(shared_warmup, training, features)
     with seeded_state(settings.seed, "training", device):
         if checkpoint is None:
-            training.run(evaluate)
+            training.run(evaluate, start)
         else:
-            path = checked_path(checkpoint)
-            _run_with_checkpoints(training, evaluate, path, checkpoint_every, features, keep_checkpoint)
+            every = _checks.integer(checkpoint_every, "checkpoint_every", low=1)
+            pause = _checks.number(checkpoint_seconds, "checkpoint_seconds", low=0.0)
+            saver = _Checkpoint(checked_path(checkpoint), every, pause, keep_checkpoint, training, features)
+            saver.run(evaluate, start)
     return training.history()
 
 
@@ -169,6 +188,9 @@ def _checked_settings(values: dict) -> SimpleNamespace:
     """Return the settings in their own types, or raise."""
     if values["warmup_learning_rate"] is None:
         values["warmup_learning_rate"] = values["learning_rate"]
+    pick = values["warmup_pick"]
+    if pick is not None and not (isinstance(pick, str) and values["warmup_epochs"]):
+        raise ValueError(f"warmup_pick must be a name that evaluate returns, with warmup_epochs above 0, got {pick!r}")
     for name, least in {"num_classes": 2, "epochs": 1, "batch_size": 1, "warmup_epochs": 0, "seed": 0}.items():
         values[name] = _checks.integer(values[name], name, low=least)
     for name, (low, high) in RANGES.items():
@@ -210,13 +232,22 @@ class _Training:
         self.total_epochs = settings.warmup_epochs + settings.epochs
         self.epoch = self.diverged_epoch = 0
         self.curves: dict[str, list[float]] = {}
+        self.best: dict | None = None  # the state of the network at the epoch of the warm-up that is picked
         self.optimizer = self._fresh_optimizer()
 
-    def run(self, evaluate: Evaluate | None, after_epoch: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self, evaluate: Evaluate | None, start: _SharedWarmup | None, after_epoch: Callable[[], None] = lambda: None
+    ) -> None:
         """Train to the end, or until parameters or loss are no longer finite."""
+        if start is not None:
+            start.load(self)
         while self.epoch < self.total_epochs and not self.diverged_epoch:
             mean_loss = self._train_epoch()
             self._record(mean_loss, evaluate)
+            if self.epoch <= self.settings.warmup_epochs:
+                self._pick()
+                if start is not None and self.epoch == self.settings.warmup_epochs:
+                    start.save(self)
             after_epoch()
 
     def history(self) -> EachHistory:
@@ -229,7 +260,7 @@ class _Training:
         """Return all that the rest of the run depends on, besides its arguments."""
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
-            "epoch": self.epoch, "curves": self.curves, "network": self.network.state_dict(),
+            "epoch": self.epoch, "curves": self.curves, "best": self.best, "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
             "batches": self.batches.state_dict(), "random": torch.get_rng_state(), "random_cuda": cuda,
             "loss": self.loss.state_dict() if hasattr(self.loss, "state_dict") else None,
@@ -237,7 +268,8 @@ class _Training:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from a state that :meth:`state_dict` returned."""
-        self.epoch, self.curves = state["epoch"], state["curves"]
+        self.epoch, self.best = state["epoch"], state["best"]
+        self.curves = {name: list(values) for name, values in state["curves"].items()}
         for part in ("network", "optimizer", "scaler", "batches"):
             getattr(self, part).load_state_dict(state[part])
         if state["loss"] is not None:
@@ -261,18 +293,27 @@ class _Training:
         done = self.epoch - values.warmup_epochs
         if done == 0:
             self.optimizer = self._fresh_optimizer()
+            self._end_warmup()
+        schedule, rate, epochs = values.schedule, values.learning_rate, values.epochs
+        if done < 0:
+            schedule, rate, epochs = values.warmup_schedule, values.warmup_learning_rate, values.warmup_epochs
+        first = (self.epoch if done < 0 else done) * num_steps
         self.network.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for step, (features, index) in enumerate(self.batches):
-            rate = values.warmup_learning_rate
-            if done >= 0:
-                factor = schedule_factor(values.schedule, done * num_steps + step, values.epochs * num_steps)
-                rate = values.learning_rate * factor
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * schedule_factor(schedule, first + step, epochs * num_steps)
             total += self._step(features, index, warm=done < 0)
         self.epoch += 1
         return float(total) / len(self.labels)  # the only wait for the device in an epoch
+
+    def _end_warmup(self) -> None:
+        """Go back to the epoch that is picked, and let a loss that wants it see the network."""
+        if self.best is not None:
+            self.network.load_state_dict(self.best)
+            self.best = None
+        if hasattr(self.loss, "prepare"):
+            self.loss.prepare(self.network)
 
     def _step(self, features: torch.Tensor, index: torch.Tensor, *, warm: bool) -> torch.Tensor:
         """Take one step and return the loss before it, summed over the batch."""
@@ -305,6 +346,17 @@ class _Training:
             for new, old in zip(after, before, strict=True):
                 new.copy_(torch.lerp(old, new, share.to(new.dtype)))
 
+    def _pick(self) -> None:
+        """Keep the network of the best epoch of the warm-up so far."""
+        name = self.settings.warmup_pick
+        if name is None or self.diverged_epoch:
+            return
+        if name not in self.curves:
+            raise ValueError(f"warmup_pick must be one of what evaluate returns, {sorted(self.curves)}, got {name!r}")
+        *earlier, now = self.curves[name]
+        if now > max((value for value in earlier if not math.isnan(value)), default=-math.inf):
+            self.best = copy.deepcopy(self.network.state_dict())
+
     def _record(self, mean_loss: float, evaluate: Evaluate | None) -> None:
         """Measure the network, and see whether all is still finite."""
         self.network.eval()
@@ -320,34 +372,61 @@ class _Training:
             self.curves.setdefault(name, []).append(value)
 
 
-def _run_with_checkpoints(
-    training: _Training, evaluate: Evaluate | None, path: Path, every: int, features: torch.Tensor, keep: bool
-) -> None:
-    """Go on from a checkpoint if there is one, write more of them, and leave none behind unless it is to be kept."""
-    every = _checks.integer(every, "checkpoint_every", low=1)
-    fingerprint = _fingerprint(training, features)
-    state = read_checkpoint(path, fingerprint)
-    if state is not None:
-        training.load_state_dict(state)
+class _SharedWarmup:
+    """The end of a warm-up, kept by the caller for runs that differ only in what comes after it."""
 
-    def save() -> None:
-        last = training.epoch == training.total_epochs
-        if (keep if last else training.epoch % every == 0) and not training.diverged_epoch:
-            write_checkpoint(path, fingerprint, training.state_dict())
+    def __init__(self, kept: object, training: _Training, features: torch.Tensor) -> None:
+        if not isinstance(kept, dict):
+            raise TypeError(f"shared_warmup must be a dictionary, got {_checks.describe(kept)}")
+        self.kept, self.key = kept, _fingerprint(training, features, warmup=True)
 
-    training.run(evaluate, save)
-    if not keep:
-        path.unlink(missing_ok=True)
+    def load(self, training: _Training) -> None:
+        """Go on from the kept end, unless the run is beyond it."""
+        if training.epoch < training.settings.warmup_epochs and self.key in self.kept:
+            training.load_state_dict(self.kept[self.key])
+
+    def save(self, training: _Training) -> None:
+        """Keep where the warm-up ended; one that diverged is not kept."""
+        if not training.diverged_epoch:
+            self.kept[self.key] = copy.deepcopy(training.state_dict() | {"loss": None})
 
 
-def _fingerprint(training: _Training, features: torch.Tensor) -> bytes:
-    """Return a digest of everything that the course of a run depends on."""
+class _Checkpoint:
+    """Goes on from a checkpoint if there is one, writes more, and leaves none behind unless it is to be kept."""
+
+    def __init__(
+        self, path: Path, every: int, pause: float, keep: bool, training: _Training, features: torch.Tensor
+    ) -> None:
+        self.path, self.every, self.pause, self.keep, self.training = path, every, pause, keep, training
+        self.fingerprint, self.written = _fingerprint(training, features), time.monotonic()
+
+    def run(self, evaluate: Evaluate | None, start: _SharedWarmup | None) -> None:
+        state = read_checkpoint(self.path, self.fingerprint)
+        if state is not None:
+            self.training.load_state_dict(state)
+        self.training.run(evaluate, start, self._save)
+        if not self.keep:
+            self.path.unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        run = self.training
+        due = run.epoch % self.every == 0 and time.monotonic() - self.written >= self.pause
+        if (self.keep if run.epoch == run.total_epochs else due) and not run.diverged_epoch:
+            write_checkpoint(self.path, self.fingerprint, run.state_dict())
+            self.written = time.monotonic()
+
+
+def _fingerprint(training: _Training, features: torch.Tensor, warmup: bool = False) -> bytes:
+    """Return a digest of everything that the course of a run, or its warm-up alone, depends on."""
     modules = [type(module).__qualname__ for module in training.network.modules()]
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     tensors = training.network.state_dict() | {"features": features, "labels": training.labels}
-    if training.loss is not None:
+    settings = vars(training.settings)
+    if warmup:
+        settings = {name: value for name, value in settings.items() if name not in _AFTER_WARMUP}
+    elif training.loss is not None:
         tensors |= {"loss": _probe(training.loss, training.labels, training.settings.num_classes, dtype)}
-    words = (sorted(vars(training.settings).items()), str(training.precision), training.device.type, modules)
+    words = (sorted(settings.items()), str(training.precision), training.device.type, modules)
     return digest((*words, torch.__version__), tensors)
 
 
@@ -437,8 +516,8 @@ def _check_functions(loss: object, evaluate: object, smooth_rate: float) -> None
 def _checked_data(features: object, labels: object, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return features [n, ...] without gradient and int64 labels [n]."""
     features, labels = _checks.tensor(features, "features").detach(), _checks.tensor(labels, "labels")
-    if features.dtype not in (torch.uint8, torch.float32, torch.float64):
-        raise ValueError(f"features must be uint8, float32 or float64, got {features.dtype}")
+    if features.dtype not in (torch.uint8, torch.int64, torch.float32, torch.float64):
+        raise ValueError(f"features must be uint8, int64, float32 or float64, got {features.dtype}")
     if features.ndim < 2 or not features.numel() or labels.shape != features.shape[:1]:
         got = f"{tuple(features.shape)} and {tuple(labels.shape)}"
         raise ValueError(f"features must have shape [n, ...] and labels [n], none of them empty, got {got}")

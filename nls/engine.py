@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import hashlib
 import logging
+import math
 import os
 import re
 import sys
@@ -74,6 +75,7 @@ def run_grid(
     workers: int | None = None,
     device: str | None = None,
     progress: bool | None = None,
+    time_limit: float | None = None,
 ) -> pd.DataFrame:
     r"""Train every cell of a grid that is not in the store, and return one row for each cell, in the grid's order.
 
@@ -109,6 +111,8 @@ def run_grid(
             one for each core, or for each GPU where networks are trained on them; 1 runs in this process.
         device: Where networks are trained, such as ``"cuda"``; by default MLPs on the CPU, image networks on a GPU
             where there is one.
+        time_limit: Seconds, for a machine that is lent for a while: no cell is started that would end later, judged by
+            those before it, and the table holds the finished cells only; None for no limit.
         progress: Whether to show a line on stderr; None shows it on a terminal and in a notebook, unless the
             environment variable ``CI`` or ``TQDM_DISABLE`` is set.
 
@@ -117,8 +121,8 @@ def run_grid(
 
     Raises:
         TypeError: If ``grid`` is not a :class:`nls.Grid`, or ``store`` not a path.
-        ValueError: If a data set cannot be loaded, ``workers`` is below 1, or ``root`` is given without cells that
-            need it, or missing for cells that do.
+        ValueError: If a data set cannot be loaded, ``workers`` or ``time_limit`` is out of range, or ``root`` is given
+            without cells that need it, or missing for cells that do.
         OSError: If the store cannot be written; what it holds stays.
         WorkerError: If workers die (killed, or out of memory) three times in a row before anything is finished,
             or answer with records of another engine.
@@ -143,14 +147,15 @@ def run_grid(
     images = any(cell.network != "mlp" for cell in grid)
     on_gpu = torch.cuda.is_available() and (images if device is None else str(device) == "cuda")
     options = {"root": root, "device": device, "keep_curves": store is not None}
-    options |= {"checkpoints": records.folder, "files": records.files}
+    options |= {"checkpoints": records.folder, "files": records.files, "deadline": _deadline(time_limit)}
     run = _Run(grid, records, _count_workers(workers, on_gpu), options, _shows(progress))
     try:
         run.finish()
     finally:
         if records is not store:
             records.close()
-    table = pd.DataFrame([row_of(cell) | records.results(cell)["results"] for cell in grid])
+    found = {cell: stored["results"] for cell in grid if (stored := records.results(cell))}
+    table = pd.DataFrame([row_of(cell) | results for cell, results in found.items()])
     table.attrs |= {"trained": run.trained, "repeated": run.repeated}
     return table
 
@@ -194,6 +199,7 @@ class _Run:
     def __init__(self, grid: Grid, records: RecordStore | _Memory, workers: int, options: dict, shows: bool) -> None:
         self.grid, self.records, self.workers, self.options, self.shows = grid, records, workers, options, shows
         self.trained = self.repeated = 0
+        self.slowest = 0.0  # seconds of the slowest cell so far
         self.known = {cell.id for cell in grid}
         self.first_shown: int | None = None
         self.claimed: set[str] = set()
@@ -203,7 +209,7 @@ class _Run:
         self.records.sweep()
         deaths = 0
         with tqdm(total=len(self.grid), disable=not self.shows, unit="cell", file=sys.stderr) as bar:
-            while chunks := plan_chunks(self.grid, self.records.results):
+            while self._has_time() and (chunks := plan_chunks(self.grid, self.records.results)):
                 before, died = self.trained, False
                 try:
                     self._train(chunks, bar)
@@ -244,6 +250,7 @@ class _Run:
                         if record["id"] in self.claimed:
                             self.records.write(record)
                             self.trained += 1
+                            self.slowest = max(self.slowest, record["seconds"])
                         else:
                             self.repeated += 1
                     ids = [record["id"] for record in made]
@@ -254,6 +261,8 @@ class _Run:
     def _tasks(self, chunks: list[list[Cell]]) -> Iterator:
         """Claim chunks as joblib asks for them, a few ahead of the workers: processes on one store share the rest."""
         for chunk in chunks:
+            if not self._has_time():
+                return
             missing = [cell.id for cell in chunk if self.records.results(cell) is None]
             if not missing or not self.records.claim(missing):
                 continue
@@ -264,6 +273,10 @@ class _Run:
                 self.claimed.difference_update(missing)
                 continue
             yield joblib.delayed(_work)(chunk, **self.options)
+
+    def _has_time(self) -> bool:
+        """Return whether a cell that takes as long as the slowest so far would end in time."""
+        return time.time() + self.slowest <= self.options["deadline"]
 
     def _show(self, bar: tqdm) -> None:
         if not self.shows:
@@ -283,6 +296,7 @@ def _work(
     checkpoints: Path | None,
     files: dict[str, str],
     keep_curves: bool,
+    deadline: float,
 ) -> list[dict]:
     """Train a chunk on one thread, in a worker or, with one worker, in the launching process."""
     images = chunk[0].network != "mlp"
@@ -296,13 +310,19 @@ def _work(
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            records = train_chunk(chunk, root, device, checkpoints, files)
+            records = train_chunk(chunk, root, device, checkpoints, files, deadline)
         finally:
             torch.set_num_threads(threads)
     return records if keep_curves else [record | {"curves": {}} for record in records]
 
 
 _ONE_AT_A_TIME = threading.Lock()
+
+
+def _deadline(time_limit: float | None) -> float:
+    if time_limit is None:
+        return math.inf
+    return time.time() + _checks.number(time_limit, "time_limit", low=0.0)
 
 
 def _digest(root: object, name: str) -> str:

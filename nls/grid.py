@@ -30,8 +30,27 @@ TRANSITIONS = {
 }
 """The transition matrix of each kind of noise, as a function of the number of classes and the noise rate."""
 
-LOSSES = ("gls", "backward", "forward")
-"""The losses of a cell, which are generalised label smoothing and the two corrections by the true matrix."""
+HUMAN_NOISE = {
+    "cifar10n_aggregate": ("cifar10n", "aggregate"),
+    "cifar10n_random1": ("cifar10n", "random1"),
+    "cifar10n_random2": ("cifar10n", "random2"),
+    "cifar10n_random3": ("cifar10n", "random3"),
+    "cifar10n_worst": ("cifar10n", "worst"),
+    "cifar100n_fine": ("cifar100n", "fine"),
+}
+"""Noise that people made: its name to that of the labels and of the label set in :mod:`nls.human`."""
+
+CORRECTIONS = ("backward", "forward")
+"""The losses that need a transition matrix."""
+
+LOSSES = (
+    "gls", *CORRECTIONS, "peer", "unhinged", "complementary", "nlnl", "gce", "sce", "normalized_ce", "active_passive",
+    "bootstrap_soft", "bootstrap_hard", "elr", "confidence_penalty", "floored",
+)  # fmt: skip
+"""The losses of a cell: generalised label smoothing and its rivals, see :mod:`nls.loss_table`."""
+
+WARMUP_PICKS = ("last", "noisy_validation", "clean_test")
+"""Which epoch of the warm-up the loss takes over from; the last of these is what released code does."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +65,31 @@ class Cell:
         from_root: Whether the data set is your own file in the folder ``root`` of :func:`nls.run_grid`, which may have
             the name of another set.
         num_examples: Size of a generated set, or of a part of an image set; None elsewhere, or for its default.
-        noise: ``"symmetric"``, ``"pair"``, ``"cifar10_asymmetric"``, ``"cifar10_pair"``, or ``"instance"``, which
-            depends on the features.
-        noise_rate: Probability that a training or validation label is wrong, in [0, 1]; the mean one for instances.
-        loss: ``"gls"``, or the ``"backward"`` or ``"forward"`` correction by the true transition matrix.
+        noise: ``"symmetric"``, ``"pair"``, ``"cifar10_asymmetric"``, ``"cifar10_pair"``; ``"instance"``, which
+            depends on the features; or a set of human labels, one of ``HUMAN_NOISE``.
+        noise_rate: Probability that a training or validation label is wrong, in [0, 1]; the mean one for instances;
+            left at 0 for human labels, which have the rate that they have.
+        loss: ``"gls"`` or one of the other ``LOSSES``.
+        loss_parameter: The one parameter of a loss that has one; None for its usual value.
+        transition: Matrix of the ``CORRECTIONS``: the ``"true"`` one, which for human labels is the share of noisy
+            labels in each class; or ``"estimated"`` from what the network predicts after its warm-up.
         smooth_rate: r of the loss ``"gls"``, at most 1.
         normalized: Whether the loss is divided by 1 - r, which needs r < 1.
         seed: Varies the split (or the sample), the noise draw, the initialisation and the order of the batches.
-        network: ``"mlp"``, trained in stacks, or an image network: ``"cnn"``, ``"resnet9"`` or ``"resnet34"``.
+        network: ``"mlp"``, trained in stacks; an image network, ``"cnn"``, ``"resnet9"`` or ``"resnet34"``; or
+            ``"embedding"`` for token ids.
         hidden: Widths of an MLP's hidden layers, a tuple; ``()`` is a linear model.
-        optimizer: ``"adam"``, ``"sgd"``, or for image networks ``"nesterov"``.
+        optimizer: ``"adam"``, ``"sgd"``, or for networks other than MLPs ``"nesterov"``.
         learning_rate: At least 1e-12.
         momentum: In [0, 1), of the optimisers other than Adam.
         weight_decay: At least 0.
-        schedule: ``"constant"``, ``"cosine"`` or ``"step"``, see :func:`nls.training.schedule_factor`.
+        schedule: One of ``nls.training.SCHEDULES``, see :func:`nls.training.schedule_factor`.
         max_update_norm: Longer steps are shortened to this norm; None for no limit.
         warmup_epochs: Epochs of plain cross entropy before the loss takes over, with a fresh optimiser.
         warmup_learning_rate: Step size of these; None for ``learning_rate``.
+        warmup_schedule: Their schedule, for networks other than MLPs.
+        warmup_pick: The epoch of the warm-up that the loss takes over from: the ``"last"``, or the one with the best
+            accuracy by ``"noisy_validation"`` or ``"clean_test"``; for networks other than MLPs.
         epochs: Epochs of the loss itself, at least 1.
         min_steps: More epochs are trained, if needed, to take at least this many steps; small sets need it.
         batch_size: At least 1.
@@ -79,6 +106,8 @@ class Cell:
     noise: str = "symmetric"
     noise_rate: float = 0.0
     loss: str = "gls"
+    loss_parameter: float | None = None
+    transition: str = "true"
     smooth_rate: float = 0.0
     normalized: bool = False
     seed: int = 0
@@ -92,6 +121,8 @@ class Cell:
     max_update_norm: float | None = None
     warmup_epochs: int = 0
     warmup_learning_rate: float | None = None
+    warmup_schedule: str = "constant"
+    warmup_pick: str = "last"
     epochs: int = 30
     min_steps: int = 0
     batch_size: int = 64
@@ -118,26 +149,36 @@ class Cell:
 
     def _check_together(self) -> None:
         """Refuse a factor that another one would leave without effect."""
-        image = self.network != "mlp"
+        single = self.network != "mlp"
+        warmed = single and self.warmup_epochs > 0
         default = {f.name: f.default for f in dataclasses.fields(self)}
         for name, value, used, by in (
             ("smooth_rate", self.smooth_rate, self.loss == "gls", "loss='gls'"),
             ("normalized", self.normalized, self.loss == "gls", "loss='gls'"),
-            ("hidden", self.hidden, not image, "network='mlp'"),
-            ("augment", self.augment, image, "an image network"),
+            ("loss_parameter", self.loss_parameter, self.loss not in ("gls", *CORRECTIONS), "a loss that has one"),
+            ("transition", self.transition, self.loss in CORRECTIONS, "loss='backward' and 'forward'"),
+            ("noise_rate", self.noise_rate, self.noise not in HUMAN_NOISE, "noise that is drawn"),
+            ("hidden", self.hidden, not single, "network='mlp'"),
+            ("augment", self.augment, single, "an image network"),
             ("momentum", self.momentum, self.optimizer != "adam", "another optimizer than 'adam'"),
             ("warmup_learning_rate", self.warmup_learning_rate, self.warmup_epochs > 0, "warmup_epochs above 0"),
+            ("warmup_schedule", self.warmup_schedule, warmed, "a network with a warm-up, no MLP"),
+            ("warmup_pick", self.warmup_pick, warmed, "a network with a warm-up, no MLP"),
         ):
             if not used and value != default[name]:
                 raise ValueError(f"{name} is used by {by} only, got {value!r}; leave it at {default[name]!r}")
-        if self.optimizer == "nesterov" and not image:
+        if self.optimizer == "nesterov" and not single:
             raise ValueError("optimizer must be 'adam' or 'sgd' for network='mlp', got 'nesterov'")
         if self.optimizer == "nesterov" and self.momentum == 0:
             raise ValueError("optimizer='nesterov' needs a momentum above 0, got 0.0")
         if self.normalized and self.smooth_rate == 1:
             raise ValueError("normalized needs a smooth_rate below 1, got 1.0")
-        if self.noise == "instance" and self.loss != "gls":
+        if self.noise == "instance" and self.loss in CORRECTIONS and self.transition == "true":
             raise ValueError(f"loss={self.loss!r} needs noise of one transition matrix, got noise='instance'")
+        if self.transition == "estimated" and not warmed:
+            raise ValueError("transition='estimated' needs a network with a warm-up, no MLP, to estimate from")
+        if self.loss == "elr" and not single:
+            raise ValueError("loss='elr' remembers single examples, which a stack of MLPs does not; got network='mlp'")
 
     @property
     def id(self) -> str:
@@ -150,22 +191,32 @@ class Cell:
 
     @property
     def stack_key(self) -> tuple:
-        """The factors that cells must share to be trained in one stack; image networks are trained one by one."""
-        shared = tuple(getattr(self, name) for name in _STACKED)
-        return shared if self.network == "mlp" else (*shared, self.id)
+        """The factors that cells must share to be trained together.
+
+        MLPs that share them are trained in one stack. Other networks are trained one after the other, and share a
+        warm-up where there is one.
+        """
+        if self.network == "mlp":
+            return tuple(getattr(self, name) for name in _STACKED)
+        step = self.warmup_learning_rate or self.learning_rate
+        return (*(getattr(self, name) for name in _WARMED), *((step,) if self.warmup_epochs else (self.id,)))
 
 
 _CHOICES = {
-    "noise": (*TRANSITIONS, "instance"),
+    "noise": (*TRANSITIONS, "instance", *HUMAN_NOISE),
     "loss": LOSSES,
+    "transition": ("true", "estimated"),
     "network": ("mlp", *NETWORKS),
     "optimizer": ("adam", "sgd", "nesterov"),
     "schedule": SCHEDULES,
+    "warmup_schedule": SCHEDULES,
+    "warmup_pick": WARMUP_PICKS,
     "augment": ("crop_flip",),
 }
 _RANGES = {
     "num_examples": {"low": 1},
     "noise_rate": {"low": 0.0, "high": 1.0},
+    "loss_parameter": {},
     "smooth_rate": {"high": 1.0},
     "seed": {},
     "learning_rate": {"low": TINY},
@@ -178,11 +229,16 @@ _RANGES = {
     "min_steps": {},
     "batch_size": {"low": 1},
 }
-_OPTIONAL = ("num_examples", "max_update_norm", "warmup_learning_rate")
+_OPTIONAL = ("num_examples", "loss_parameter", "max_update_norm", "warmup_learning_rate")
 _INTEGERS = ("num_examples", "seed", "warmup_epochs", "epochs", "min_steps", "batch_size")
 _STACKED = (
-    "dataset", "from_root", "num_examples", "loss", "seed", "network", "hidden", "optimizer", "momentum", "schedule",
-    "max_update_norm", "warmup_epochs", "warmup_learning_rate", "epochs", "min_steps", "batch_size",
+    "dataset", "from_root", "num_examples", "loss", "loss_parameter", "seed", "network", "hidden", "optimizer",
+    "momentum", "schedule", "max_update_norm", "warmup_epochs", "warmup_learning_rate", "epochs",
+    "min_steps", "batch_size",
+)  # fmt: skip
+_WARMED = (
+    "dataset", "from_root", "num_examples", "noise", "noise_rate", "seed", "network", "optimizer", "momentum",
+    "weight_decay", "max_update_norm", "warmup_epochs", "warmup_schedule", "warmup_pick", "batch_size", "augment",
 )  # fmt: skip
 
 

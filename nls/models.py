@@ -1,4 +1,4 @@
-"""The image networks the book trains, from a small one for a CPU to the ResNet-34 of the paper, and their logits."""
+"""The networks the book trains one by one, from a small one for a CPU to the ResNet-34 of the paper; their logits."""
 
 from __future__ import annotations
 
@@ -153,6 +153,32 @@ def resnet34(num_classes: int, in_channels: int = 3) -> nn.Module:
     return network
 
 
+def embedding_classifier(num_classes: int, vocabulary: int, width: int = 64) -> nn.Module:
+    r"""Return a linear model on the mean of the embeddings of a text's words.
+
+    .. math:: z = W \cdot \frac{1}{n} \sum_{i : w_i \ne 0} E_{w_i} + b
+
+    Args:
+        num_classes: K.
+        vocabulary: V; token ids are 0, ..., V - 1, and 0 is padding, which does not count.
+        width: Length of an embedding.
+
+    Returns:
+        A network that maps token ids [N, L] to logits [N, K], initialised from torch's global generator.
+
+    Examples:
+        >>> network = embedding_classifier(2, vocabulary=5)
+        >>> with torch.no_grad():
+        ...     logits = network(torch.tensor([[3, 4, 0], [4, 3, 4], [3, 4, 0]]))
+        >>> bool((logits[0] == logits[2]).all()), bool((logits[0] == logits[1]).all())
+        (True, False)
+
+    References:
+        Joulin et al., 2017, "Bag of Tricks for Efficient Text Classification", arXiv:1607.01759.
+    """
+    return nn.Sequential(nn.EmbeddingBag(vocabulary, width, mode="mean", padding_idx=0), nn.Linear(width, num_classes))
+
+
 def predict_logits(
     network: nn.Module,
     features: torch.Tensor,
@@ -167,7 +193,7 @@ def predict_logits(
 
     Args:
         network: Maps batches to logits [N, K].
-        features: uint8 images [n, C, H, W], or floats [n, ...], used as they are; n at least 1.
+        features: uint8 images [n, C, H, W], or floats or token ids [n, ...], used as they are; n at least 1.
         batch_size: Examples at a time, at least 1.
         mean: Mean of each channel of uint8 images on the scale 0..1, [C]; by default what :func:`nls.fit_each`
             trained the network with.
@@ -194,7 +220,7 @@ def predict_logits(
     if device is None:
         device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     device = torch.device(device)
-    if not _checks.tensor(features, "features").is_floating_point():
+    if _checks.tensor(features, "features").dtype == torch.uint8:
         mean = getattr(network, "pixel_mean", None) if mean is None else mean
         std = getattr(network, "pixel_std", None) if std is None else std
     elif not len(features):

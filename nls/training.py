@@ -19,7 +19,7 @@ Evaluate = Callable[[StackedMLP, slice], dict[str, torch.Tensor]]
 # The least step and the least factor of the loss: zero would train nothing and say so nowhere.
 TINY = 1e-12
 
-SCHEDULES = ("constant", "cosine", "step")
+SCHEDULES = ("constant", "cosine", "step", "thirds")
 
 # The ends of what a member's settings may be.
 RANGES = {
@@ -36,8 +36,9 @@ def schedule_factor(schedule: str, step: int, num_steps: int) -> float:
     r"""Return what the step size is multiplied by at a step of a run.
 
     With the progress :math:`t = s / S` through the run: :math:`1` for ``"constant"``,
-    :math:`\tfrac12 (1 + \cos \pi t)` for ``"cosine"``, and for ``"step"`` 1 before :math:`t = \tfrac12`, then 0.1, and
-    0.01 from :math:`t = \tfrac34` on.
+    :math:`\tfrac12 (1 + \cos \pi t)` for ``"cosine"``, for ``"step"`` 1 before :math:`t = \tfrac12`, then 0.1, and
+    0.01 from :math:`t = \tfrac34` on, and for ``"thirds"`` the same with drops at :math:`\tfrac13` and
+    :math:`\tfrac23`.
 
     Args:
         schedule: One of ``SCHEDULES``.
@@ -65,8 +66,11 @@ def schedule_factor(schedule: str, step: int, num_steps: int) -> float:
     step = _checks.integer(step, "step", high=num_steps - 1)
     if schedule == "cosine":
         return (1 + math.cos(math.pi * step / num_steps)) / 2
-    if schedule == "step":  # in integers, so that no rounding moves a drop
+    # In integers, so that no rounding moves a drop.
+    if schedule == "step":
         return 0.01 if 4 * step >= 3 * num_steps else 0.1 if 2 * step >= num_steps else 1.0
+    if schedule == "thirds":
+        return 0.1 ** (3 * step // num_steps)
     return 1.0
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from nls.batches import TensorBatches, channel_statistics
 from nls.each import fit_each
-from nls.models import build_network, predict_logits
+from nls.models import build_network, embedding_classifier, predict_logits
 from nls.stack import StackedMLP
 from nls.training import fit_stack, schedule_factor, seeded_generator
 
@@ -441,6 +441,86 @@ def run_cell(name, evaluate=measure, checkpoint=None, **change):
     return fit_each(images, labels, loss=loss and loss(), evaluate=evaluate, checkpoint=checkpoint, **options)
 
 
+@pytest.mark.parametrize("pick", [None, "train_loss"])
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_shared_warm_up_changes_no_bit(tmp_path, pick, checkpoint):
+    """Every run alone, with its own warm-up, is the oracle."""
+    options = {"warmup_epochs": 3, "epochs": 2, "warmup_learning_rate": 0.05, "warmup_schedule": "thirds"}
+    options |= {"warmup_pick": pick, "augment": "crop_flip"}
+    kept, trained = {}, []
+
+    def count(network):
+        trained.append(1)
+        return measure(network)
+
+    for i, rate in enumerate((0.4, -0.4, -1.0)):
+        path = tmp_path / f"{i}.checkpoint" if checkpoint else None
+        alone = run_cell("sgd", smooth_rate=rate, **options)
+        shared = run_cell("sgd", count, path, smooth_rate=rate, shared_warmup=kept, **options)
+        assert {name: curve.tolist() for name, curve in shared.curves.items()} == {
+            name: curve.tolist() for name, curve in alone.curves.items()
+        }
+        state = alone.network.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in shared.network.state_dict().items())
+    assert len(kept) == 1
+    assert len(trained) == 3 + 3 * 2
+    run_cell("sgd", smooth_rate=0.4, shared_warmup=kept, **options | {"warmup_learning_rate": 0.06})
+    assert len(kept) == 2  # another warm-up is not taken for this one
+
+
+def test_a_warm_up_may_hand_over_its_best_epoch():
+    """What follows starts from the epoch that is picked; the first of equal ones."""
+    scores, states = iter([0.2, 0.9, 0.9, 0.1, 0.5]), []
+
+    def score(network):
+        states.append({name: value.clone() for name, value in network.state_dict().items()})
+        return {"score": next(scores)}
+
+    options = {"warmup_epochs": 4, "epochs": 1, "learning_rate": 1e-12, "warmup_learning_rate": 0.05}
+    run_cell("dropout", score, warmup_pick="score", smooth_rate=0.0, **options)
+    weights = [state["1.weight"] for state in states]
+    assert torch.equal(weights[4], weights[1])
+    assert not torch.equal(weights[4], weights[2])
+    with pytest.raises(ValueError, match=r"warmup_pick must be one of what evaluate returns.* got 'other'"):
+        run_cell("dropout", warmup_pick="other", warmup_epochs=1)
+    with pytest.raises(
+        ValueError, match="warmup_pick must be a name that evaluate returns, with warmup_epochs above 0"
+    ):
+        run_cell("dropout", warmup_pick="score")
+
+
+def test_a_loss_sees_the_network_when_it_takes_over():
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def prepare(self, network):
+            self.seen.append(network(torch.zeros(2, 1, 8, 8)).shape)
+
+        def forward(self, logits, labels):
+            assert len(self.seen) == 1
+            return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    loss = Asks()
+    run_cell("sgd", warmup_epochs=2, smooth_rate=0.0, loss=lambda: loss)
+    assert loss.seen == [(2, 3)]
+
+
+def test_token_ids_are_trained_on_as_they_are():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (80,), generator=generator)
+    tokens = torch.randint(3, 20, (80, 6), generator=generator)
+    tokens[:, 0] = 1 + labels  # a word that tells the class
+    build = functools.partial(embedding_classifier, 2, 20, 8)
+    fit = fit_each(
+        tokens, labels, network=build, num_classes=2, epochs=30, batch_size=16, optimizer="adam", learning_rate=0.05
+    )
+    assert (predict_logits(fit.network, tokens).argmax(1) == labels).double().mean() > 0.95
+    with pytest.raises(ValueError, match="features must be images"):
+        fit_each(tokens, labels, network="cnn", num_classes=2)
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_goes_on_ends_with_the_same_bits(tmp_path, name, epochs):
@@ -628,8 +708,12 @@ def test_a_diverged_run_leaves_no_checkpoint(tmp_path):
 FIT = {"num_classes": 3, "epochs": 1, "network": mlp}
 BAD = {
     "features of a list": ({"features": [1]}, TypeError, "features must be a torch tensor"),
-    "integers": ({"features": torch.ones(50, 4).int()}, ValueError, "features must be uint8, float32 or float64"),
-    "half": ({"features": torch.ones(50, 4).half()}, ValueError, "features must be uint8, float32 or float64"),
+    "integers": (
+        {"features": torch.ones(50, 4).int()},
+        ValueError,
+        "features must be uint8, int64, float32 or float64",
+    ),
+    "half": ({"features": torch.ones(50, 4).half()}, ValueError, "features must be uint8, int64, float32 or float64"),
     "no features": ({"features": torch.ones(0, 4), "labels": torch.zeros(0).long()}, ValueError, "none of them empty"),
     "not finite": ({"features": torch.full((50, 4), math.inf)}, ValueError, "features must be finite, got 200"),
     "labels too short": ({"labels": torch.zeros(49).long()}, ValueError, r"labels \[n\].*\(50, 4\) and \(49,\)"),

@@ -16,8 +16,16 @@ from nls.data import load_dataset
 from nls.engine import WorkerError, plan_chunks, run_grid
 from nls.grid import Cell, Grid
 from nls.losses import backward_corrected_loss, forward_corrected_loss
-from nls.noise import draw_noisy_labels, symmetric_transition
-from nls.posterior import entropy, gls_posterior, kl_divergence, noisy_posterior, output_map
+from nls.noise import draw_noisy_labels, pair_transition, symmetric_transition
+from nls.posterior import (
+    FLOOR,
+    entropy,
+    expected_calibration_error,
+    gls_posterior,
+    kl_divergence,
+    noisy_posterior,
+    output_map,
+)
 from nls.records import RecordStore, RecordWarning
 from nls.training import StackedMLP, fit_stack, seeded_generator
 
@@ -130,10 +138,37 @@ def test_min_steps_adds_epochs_to_a_small_set():
     assert run_grid(Grid(min_steps=1, **QUICK), workers=1)["epoch_last"].tolist() == [4]
 
 
-def test_the_map_is_missing_where_the_noise_is_not_symmetric():
-    table = run_grid(Grid(noise=["symmetric", "pair"], noise_rate=0.2, **QUICK), workers=1)
-    assert np.isfinite(table["nll_mapped_last"]).tolist() == [True, False]
-    assert np.isfinite(table["nll_last"]).all()
+def test_the_map_undoes_any_matrix_and_is_missing_without_one():
+    """The oracle undoes rate and matrix step by step, in float64."""
+    grid = Grid(noise=["symmetric", "pair", "instance"], noise_rate=0.2, smooth_rate=0.3, **QUICK)
+    table = run_grid(grid, workers=1).set_index("noise")
+    assert np.isnan(table.loc["instance", "nll_mapped_last"])
+    data = load_dataset("wine")
+    for noise, matrix in (("pair", pair_transition(3, 0.2)), ("symmetric", symmetric_transition(3, 0.2))):
+        labels = draw_noisy_labels(data.train_labels, matrix, seeded_generator(0, "train noise"))
+        fit = fit_stack(data.train_features, labels[None], 0.3, num_classes=3, hidden=(32,), epochs=4, seed=0)
+        predicted = fit.stack.forward(data.test_features)[0].double().softmax(-1)
+        unsmoothed = (predicted - 0.3 / 3) / 0.7
+        clean = (unsmoothed @ matrix.inverse()).clamp(min=FLOOR)
+        clean /= clean.sum(1, keepdim=True)
+        expected = -clean[torch.arange(len(clean)), data.test_labels].log().mean()
+        assert table.loc[noise, "nll_mapped_last"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_confidence_and_calibration_are_those_of_the_public_functions():
+    table = run_grid(Grid(noise_rate=0.3, smooth_rate=-0.5, **QUICK), workers=1)
+    data = load_dataset("wine")
+    labels = draw_noisy_labels(data.train_labels, symmetric_transition(3, 0.3), seeded_generator(0, "train noise"))
+    fit = fit_stack(data.train_features, labels[None], -0.5, num_classes=3, hidden=(32,), epochs=4, seed=0)
+    model = fit.stack.forward(data.test_features)[0].softmax(-1)
+    confidence, predicted = model.max(1)
+    right = predicted == data.test_labels
+    row = table.iloc[0]
+    assert row["ece_last"] == pytest.approx(expected_calibration_error(model, data.test_labels), rel=1e-4)
+    assert row["confidence_right_last"] == pytest.approx(float(confidence[right].mean()), rel=1e-5)
+    assert row["confidence_wrong_last"] == pytest.approx(float(confidence[~right].mean()), rel=1e-5)
+    assert right.any()
+    assert not right.all()
 
 
 def test_a_file_and_a_set_of_its_name_are_different_cells(tmp_path):
@@ -212,6 +247,7 @@ def test_an_interrupted_image_network_goes_on_inside_its_cell(tmp_path, monkeypa
         return measure(self, *arguments)
 
     monkeypatch.setattr(nls.chunk.Measure, "__call__", stop_in_the_third)
+    monkeypatch.setattr(nls.chunk, "_CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         run_grid(grid, store=tmp_path, workers=1)
     assert [path.name for path in tmp_path.glob("*.checkpoint*")] == [f"{grid.cells[0].id}.checkpoint"]

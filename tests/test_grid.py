@@ -32,9 +32,15 @@ OTHER = {
     "smooth_rate": -0.5, "normalized": True, "seed": 1, "network": "cnn", "hidden": (8,), "optimizer": "sgd",
     "learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.1, "schedule": "cosine", "max_update_norm": 1.0,
     "warmup_epochs": 2, "warmup_learning_rate": 0.1, "epochs": 31, "min_steps": 5, "batch_size": 32,
-    "augment": "crop_flip",
+    "augment": "crop_flip", "loss_parameter": 0.5, "transition": "estimated", "warmup_schedule": "thirds",
+    "warmup_pick": "clean_test",
 }  # fmt: skip
-NEEDS = {"augment": {"network": "cnn"}, "momentum": {"optimizer": "sgd"}, "warmup_learning_rate": {"warmup_epochs": 1}}
+WARMED = {"network": "cnn", "warmup_epochs": 1}
+NEEDS = {
+    "augment": {"network": "cnn"}, "momentum": {"optimizer": "sgd"}, "warmup_learning_rate": {"warmup_epochs": 1},
+    "loss_parameter": {"loss": "gce"}, "transition": {"loss": "forward"} | WARMED, "warmup_schedule": WARMED,
+    "warmup_pick": WARMED,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OTHER)
@@ -92,6 +98,27 @@ BAD = {
         ValueError,
         "smooth_rate is used by loss='gls' only, got 0.2; leave it at 0.0",
     ),
+    "a parameter of a loss without one": (
+        lambda: Cell("wine", loss_parameter=0.5),
+        ValueError,
+        "loss_parameter is used by a loss that has one only, got 0.5; leave it at None",
+    ),
+    "a rate of human labels": (
+        lambda: Cell("cifar10", noise="cifar10n_worst", noise_rate=0.4),
+        ValueError,
+        "noise_rate is used by noise that is drawn only, got 0.4",
+    ),
+    "an estimate without a warm-up": (
+        lambda: Cell("digits_images", network="cnn", loss="forward", transition="estimated"),
+        ValueError,
+        "transition='estimated' needs a network with a warm-up",
+    ),
+    "a memory in a stack": (lambda: Cell("wine", loss="elr"), ValueError, "loss='elr' remembers single examples"),
+    "a schedule of no warm-up": (
+        lambda: Cell("wine", warmup_schedule="cosine"),
+        ValueError,
+        "warmup_schedule is used by a network with a warm-up, no MLP only",
+    ),
     "correction of instance noise": (
         lambda: Cell("wine", loss="forward", noise="instance"),
         ValueError,
@@ -120,7 +147,7 @@ BAD = {
     "cnn on plain features": (
         lambda: run_grid(Grid(dataset="wine", network="cnn"), workers=1),
         ValueError,
-        "network='cnn' needs a data set of images, 'wine' has plain features",
+        "network='cnn' needs a data set of images, 'wine' is another",
     ),
     "noise of ten classes": (
         lambda: run_grid(Grid(dataset="wine", noise="cifar10_pair"), workers=1),
