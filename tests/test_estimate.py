@@ -127,6 +127,15 @@ def test_estimates_from_a_fitted_model_find_most_of_the_noise(method, noise):
     assert error > 1e-6  # it is an estimate
 
 
+def test_an_example_at_its_own_threshold_counts():
+    """Where all of a class have one probability, their mean may round to more than it."""
+    for n in range(1, 60):
+        row = torch.tensor([0.7, 0.3], dtype=torch.float64)
+        probabilities, labels = torch.stack([row, row.flip(0)]).repeat(n, 1), torch.tensor([0, 1]).repeat(n)
+        found = estimate_transition(probabilities, labels, method="confident")
+        torch.testing.assert_close(found, torch.eye(2, dtype=torch.float64))
+
+
 def test_half_precision_gives_a_valid_matrix():
     probabilities, labels, _ = separate(NOISES["symmetric"], 500)
     found = estimate_transition(probabilities.to(torch.bfloat16), labels)
