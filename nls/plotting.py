@@ -296,6 +296,49 @@ def plot_rules(
     return ax
 
 
+def plot_critical_difference(
+    ax: Axes, ranks: Mapping[float, float], groups: Sequence[Sequence[float]], *, difference: float | None = None
+) -> Axes:
+    """Draw the mean rank of each rate on a line, and a bar for each group of rates that a test cannot tell apart.
+
+    Args:
+        ax: Where to draw; about a third of an inch in height for each pair of rates, and an inch more.
+        ranks: Mean rank by smooth rate, as :func:`nls.ranks.mean_ranks` returns it; 1 is best and drawn on the left.
+        groups: The groups, such as those of :func:`nls.ranks.tied_groups`.
+        difference: Length of the critical difference, drawn as a bar of its own.
+
+    Returns:
+        ``ax``.
+    """
+    places = dict(sorted(dict(ranks).items(), key=lambda item: item[1]))
+    count, top = len(places), 0.9 + 0.45 * len(groups)
+    half = (count + 1) // 2
+    for i, (rate, rank) in enumerate(places.items()):
+        left, color = i < half, REGIME_COLORS[regime(rate)]
+        depth, end = top + (i if left else count - 1 - i), 0.8 if left else count + 0.2
+        ax.plot([rank, rank, end], [0, depth, depth], color=color, lw=1.1)
+        ax.plot(rank, 0, REGIME_MARKERS[regime(rate)], color=color, ms=7, clip_on=False, zorder=4)
+        label = f"r = {format_rate(rate)}  ({rank:.2f})"
+        side = "right" if left else "left"
+        ax.text(end + (-0.1 if left else 0.1), depth, label, ha=side, va="center", color=color, size=10)
+    for i, group in enumerate(groups):
+        ends = [places[rate] for rate in group]
+        ax.plot([min(ends) - 0.06, max(ends) + 0.06], [0.55 + 0.45 * i] * 2, color="#222222", lw=4.5)
+    bottom = top + half - 0.4
+    if difference is not None:
+        middle, bottom = (count + 1) / 2, bottom + 0.9
+        ax.plot([middle - difference / 2, middle + difference / 2], [bottom - 0.5] * 2, "|-", color="#777777", ms=9)
+        ax.text(middle, bottom - 0.75, f"critical difference {difference:.2f}", ha="center", color="#555555", size=9.5)
+    ax.set(xlim=(-1.4, count + 2.4), ylim=(bottom, 0), yticks=[])
+    ax.set_xticks(range(1, count + 1))
+    ax.xaxis.tick_top()
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.spines["top"].set_visible(True)
+    ax.spines["top"].set_bounds(1, count)
+    ax.grid(visible=False)
+    return ax
+
+
 def glue(name: str, value: object) -> None:
     """Store a value under a name, for the prose to show it: ``{glue:text}`name:.2f```.
 

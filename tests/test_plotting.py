@@ -98,3 +98,27 @@ def test_states_say_how_much_is_trained(ax):
     plotting.plot_states(ax, table)
     assert {text.get_text() for text in ax.texts} == {"2/2", "1/2 \N{MULTIPLICATION SIGN}", "0/2"}
     assert len({patch.get_facecolor() for patch in ax.patches if patch.get_width() == 0.92}) == 3
+
+
+def test_a_critical_difference_is_drawn_to_scale(ax):
+    ranks = {0.4: 2.8, -8.0: 1.2, 0.0: 2.0}
+    plotting.plot_critical_difference(ax, ranks, [[-8.0, 0.0], [0.0, 0.4]], difference=0.9)
+    assert [text.get_text() for text in ax.texts] == [
+        "r = \N{MINUS SIGN}8  (1.20)", "r = 0  (2.00)", "r = 0.4  (2.80)", "critical difference 0.90"
+    ]  # fmt: skip
+    assert [text.get_ha() for text in ax.texts[:3]] == ["right", "right", "left"]
+    dots = {line.get_marker(): float(line.get_xdata()[0]) for line in ax.get_lines() if line.get_marker() in "so^"}
+    assert dots == {"^": 1.2, "o": 2.0, "s": 2.8}
+    bars = [line.get_xdata() for line in ax.get_lines() if line.get_linewidth() == 4.5]
+    assert [[round(float(x), 2) for x in bar] for bar in bars] == [[1.14, 2.06], [1.94, 2.86]]
+    (scale,) = (line for line in ax.get_lines() if line.get_marker() == "|")
+    assert np.ptp(scale.get_xdata()) == pytest.approx(0.9)
+    depths = [text.get_position()[1] for text in ax.texts[:3]]
+    assert len({*depths[:2]}) == 2
+    assert max(bar.get_ydata()[0] for bar in ax.get_lines() if bar.get_linewidth() == 4.5) < min(depths)
+
+
+def test_without_a_critical_difference_there_is_no_scale(ax):
+    plotting.plot_critical_difference(ax, {0.0: 1.0, -1.0: 2.0}, [])
+    assert not [line for line in ax.get_lines() if line.get_marker() == "|"]
+    assert len(ax.texts) == 2
