@@ -90,7 +90,10 @@ def describe_pixels(image_size: int) -> str:
 def _list_classes(folder: Path) -> dict[str, tuple[list[Path], int]]:
     """Return, for each class, its image files, sorted, and the number of other files."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} must be a folder with one folder of images per class, it does not exist")
+        raise ValueError(
+            f"{folder} must be a folder with one folder of images per class, it does not exist; make it, or name the "
+            "folder that holds it in root="
+        )
     classes = {}
     for place in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         found = sorted(path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))

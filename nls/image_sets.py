@@ -35,7 +35,9 @@ class _Release(NamedTuple):
     licence: str
 
 
-RELEASES = {
+# What torchvision's classes do not say about the sets.
+# What torchvision's classes do not say about the sets.
+_RELEASES = {
     "mnist": _Release(
         "MNIST", (60_000, 10_000), 10, (28, 28, 1),
         "MNIST, LeCun, Cortes and Burges 1998, the files of torchvision", "CC BY-SA 3.0",
@@ -53,7 +55,6 @@ RELEASES = {
         "CIFAR-100, Krizhevsky 2009, the files of torchvision, fine labels", "not stated by its author",
     ),
 }  # fmt: skip
-"""What torchvision's classes do not say about the sets."""
 
 
 def load_image_set(
@@ -86,7 +87,7 @@ def load_image_set(
     """
     if download and folder is not None:
         download_image_set(name, folder)
-    release = RELEASES[name]
+    release = _RELEASES[name]
     read = _read_mnist if release.shape[2] == 1 else _read_cifar
     train, test, class_names, note = read(name, folder)
     for split, part, count in zip(_SPLITS, (train, test), release.counts, strict=True):
@@ -146,7 +147,7 @@ def _origin(name: str) -> type:
         from torchvision import datasets
     except ImportError as error:
         raise ValueError(f"{name} needs torchvision, which names its files: pip install torchvision") from error
-    return getattr(datasets, RELEASES[name].torchvision)
+    return getattr(datasets, _RELEASES[name].torchvision)
 
 
 def _archives(origin: type) -> list[tuple[str, str, list[str]]]:
@@ -188,7 +189,7 @@ def _checked(path: Path | str, content: bytes, md5: str) -> bytes:
 
 def _read_mnist(name: str, folder: Path | None) -> tuple[Images, Images, tuple[str, ...], str]:
     """Return training and test images, class names and a note on the files in the format of MNIST."""
-    origin, release = _origin(name), RELEASES[name]
+    origin, release = _origin(name), _RELEASES[name]
     arrays, unchecked = [], []
     for archive, md5, _ in _archives(origin):
         path = _find(name, folder, [archive, archive.removesuffix(".gz")])

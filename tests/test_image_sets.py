@@ -26,9 +26,9 @@ def _alone(monkeypatch):
 
     monkeypatch.delenv("NLS_DATA", raising=False)
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    for name, release in image_sets.RELEASES.items():
+    for name, release in image_sets._RELEASES.items():
         counts = CIFAR[name][2] if name in CIFAR else SIZES
-        monkeypatch.setitem(image_sets.RELEASES, name, release._replace(counts=counts))
+        monkeypatch.setitem(image_sets._RELEASES, name, release._replace(counts=counts))
 
 
 def plant(name, monkeypatch, change=lambda contents: None):
@@ -88,7 +88,7 @@ def test_the_releases_have_the_sums_that_torchvision_names():
     """The sums are read from torchvision when a set is read; here only that they are the real ones."""
     assert datasets.CIFAR10.tgz_md5 == "c58f30108f718f92721af3b95e74349a"
     assert datasets.CIFAR100.tgz_md5 == "eb9058c3a382ffc7106e4002c42a8d85"
-    assert set(image_sets.RELEASES) <= set(dataset_names())
+    assert set(image_sets._RELEASES) <= set(dataset_names())
 
 
 def test_your_own_file_comes_before_the_files_of_torchvision(tmp_path, monkeypatch):
