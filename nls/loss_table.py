@@ -41,6 +41,7 @@ class Rival:
         low: Its least value.
         high: Its largest value.
         needs_transition: Whether the transition matrix must be known.
+        told: What else must be known, in words.
         bounded: Whether the loss has a lower bound, over all logits, at ``default``.
         symmetric: Whether the losses of all labels sum to a constant, at ``default``; for the mean over its draws.
         in_family: Whether, at ``default``, it is a multiple of generalised label smoothing or of its limit, but for a
@@ -58,6 +59,7 @@ class Rival:
     low: float = 0.0
     high: float = float("inf")
     needs_transition: bool = False
+    told: str = ""
     bounded: bool = True
     symmetric: bool = False
     in_family: bool = False
@@ -307,7 +309,9 @@ def rows() -> list[Rival]:
     return [
         dataclasses.replace(gls, label="cross entropy", formula="l_y", symbol="", rate="$r = 0$", reference=""),
         dataclasses.replace(gls, label="label smoothing", **smoothed),
-        dataclasses.replace(gls, label="negative smoothing", default=-0.4, bounded=False, rate="$r < 0$"),
+        dataclasses.replace(
+            gls, label="negative smoothing", default=-0.4, bounded=False, told="the noise rate", rate="$r < 0$"
+        ),
         *others,
     ]
 
@@ -319,7 +323,7 @@ def _row(rival: Rival) -> dict[str, str]:
         "loss": rival.label,
         "formula": f"${rival.formula}$",
         "parameter": shown,
-        "must be told": "$T$" if rival.needs_transition else "",
+        "must be told": "$T$" if rival.needs_transition else rival.told,
         "bounded below": yes[rival.bounded],
         "symmetric": yes[rival.symmetric],
         "a smooth rate?": rival.rate,

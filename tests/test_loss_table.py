@@ -248,10 +248,17 @@ def test_the_table_has_a_row_for_each_loss_and_says_what_the_records_say():
         row = table.loc[rival.label]
         assert row["bounded below"] == ("yes" if rival.bounded else "no")
         assert row["symmetric"] == ("yes" if rival.symmetric else "no")
-        assert row["must be told"] == ("$T$" if rival.needs_transition else "")
+        assert row["must be told"] == ("$T$" if rival.needs_transition else rival.told)
         assert not rival.reference or rival.reference in keys
         assert row["formula"] == f"${rival.formula}$"
     assert table["parameter"]["GCE"] == "$q = 0.7$"
+    told = table["must be told"]
+    assert told[told != ""].to_dict() == {
+        "negative smoothing": "the noise rate",
+        "backward": "$T$",
+        "forward": "$T$",
+        "CE with a floor": "$T$",
+    }
 
 
 def test_the_table_is_shown_as_markdown_with_whole_rows():
