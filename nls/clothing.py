@@ -90,10 +90,10 @@ def load_clothing(
     labelled = "Labels are noisy as collected in training and validation, checked by hand in the test split: add none."
     if chosen == "clean_train":
         labelled = "All labels were checked by hand."
-    source = "Clothing1M, Xiao et al. 2015, CVPR"
+    released = _counts(lists) == PUBLISHED
     texts = Texts(
-        source,
-        _LICENCE,
+        "Clothing1M, Xiao et al. 2015, CVPR" if released else "your own folder, in the layout of Clothing1M",
+        _LICENCE if released else "yours to know",
         f"{describe_lists(lists)} Taken: {describe_counts(train, test)}.",
         labelled,
         describe_pixels(size),
@@ -141,7 +141,7 @@ def read_lists(folder: Path | None) -> ClothingLists:
 
 def describe_lists(lists: ClothingLists) -> str:
     """Return how many images the lists hold, whether these are the published numbers, and the share of wrong labels."""
-    counts = {key: len(images) for key, images in lists.keys.items()}
+    counts = _counts(lists)
     text = ", ".join(f"{key} {count}" for key, count in counts.items())
     expected = ", ".join(f"{key} {count}" for key, count in PUBLISHED.items())
     note = "as published" if counts == PUBLISHED else f"NOT the published lists ({expected})"
@@ -169,6 +169,11 @@ def label_counts(lists: ClothingLists) -> torch.Tensor:
     if pairs:
         counts.index_put_(tuple(torch.tensor(pairs).T), torch.ones(len(pairs), dtype=torch.int64), accumulate=True)
     return counts
+
+
+def _counts(lists: ClothingLists) -> dict[str, int]:
+    """Return the number of images in each list."""
+    return {key: len(images) for key, images in lists.keys.items()}
 
 
 def _kind(lists: ClothingLists, key: str) -> dict[str, int]:

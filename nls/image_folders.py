@@ -133,7 +133,12 @@ def decode(paths: Sequence[Path], image_size: int) -> np.ndarray:
     def fill(place: int) -> None:
         pixels[place] = _read_image(paths[place], image_size)
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    workers = torch.get_num_threads()
+    if workers == 1:
+        for place in range(len(paths)):
+            fill(place)
+        return pixels
+    with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(paths), _BLOCK):
             # list() raises the error of the first file in order.
             list(pool.map(fill, range(start, min(start + _BLOCK, len(paths)))))

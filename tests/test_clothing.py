@@ -48,7 +48,7 @@ def test_noisy_training_with_a_noisy_tenth_held_out(tmp_path, flat, bare):
     wrong = (data.validation_labels != data.validation_indices % 14).double().mean()
     assert 0.1 < wrong < 0.6, "validation labels are noisy"
     assert "noisy as collected in training and validation" in data.card.preparation
-    assert "no redistribution" in data.card.licence
+    assert (data.card.source, data.card.licence) == ("your own folder, in the layout of Clothing1M", "yours to know")
     assert str(tmp_path) not in str(data.card)
 
 
@@ -113,7 +113,10 @@ def test_the_published_numbers_are_recognised(tmp_path, monkeypatch):
     monkeypatch.setattr(
         clothing, "PUBLISHED", {"noisy_train": 168, "clean_train": 42, "clean_val": 28, "clean_test": 28}
     )
-    assert "clean_test 28, as published" in load_dataset("clothing1m", tmp_path, image_size=4).card.description
+    card = load_dataset("clothing1m", tmp_path, image_size=4).card
+    assert "clean_test 28, as published" in card.description
+    assert "Xiao et al. 2015" in card.source
+    assert "no redistribution" in card.licence
 
 
 def test_the_folder_of_the_set_itself_and_the_one_in_the_environment(tmp_path, monkeypatch):

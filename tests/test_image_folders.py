@@ -221,8 +221,10 @@ def test_an_image_that_is_gone_while_it_is_read(tmp_path):
         image_folders.decode([tmp_path / "gone.png"], 8)
 
 
-def test_the_first_unreadable_image_is_the_one_that_is_named(tmp_path, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_first_unreadable_image_is_the_one_that_is_named(tmp_path, monkeypatch, threads):
     monkeypatch.setattr(image_folders, "_BLOCK", 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     paths = [tmp_path / f"{index}.png" for index in range(10)]
     for path in paths:
         path.write_bytes(image_bytes(np.full((4, 4), int(path.stem), np.uint8)))
