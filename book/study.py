@@ -12,26 +12,11 @@ import argparse
 import sys
 import time
 
-import pandas as pd
-
 import nls
-from nls.grid import Cell
-from nls.studies import STUDIES, study
+from nls.studies import STUDIES, noise_name, study
 
 # Factors that every row of these studies shares, or that the id already holds.
 _DROPPED = ("dataset", "from_root", "hidden", "min_steps")
-
-
-def noise_name(row: pd.Series | Cell) -> str:
-    """Name a noise as a file: its kind, and its rate where that is drawn.
-
-    Args:
-        row: A row of a table of results, or a cell.
-
-    Returns:
-        Such as ``"symmetric_0.4"`` or ``"cifar10n_worst"``.
-    """
-    return row.noise if row.noise in nls.grid.HUMAN_NOISE else f"{row.noise}_{row.noise_rate:g}"
 
 
 def export(name: str, grid: nls.Grid, store: nls.RecordStore) -> dict[str, int]:
@@ -50,7 +35,8 @@ def export(name: str, grid: nls.Grid, store: nls.RecordStore) -> dict[str, int]:
     table = table[table["state"] != "missing"].drop(columns=list(_DROPPED))
     if table.empty:
         return counts
-    table = table.assign(noise_name=table.apply(noise_name, axis=1))
+    names = {cell.id: noise_name(cell) for cell in grid}
+    table = table.assign(noise_name=table["id"].map(names))
     nls.save_results(table, name, by="noise_name")
     curves = store.curves(grid).merge(table[["id", "noise_name"]], on="id")
     nls.save_results(curves, f"{name}_curves", by="noise_name")

@@ -64,18 +64,19 @@ def train_chunk(
         curves, diverged, used = _train_stack(cells, data, labels, validation, transitions, device)
         seconds = [(time.perf_counter() - start) / len(cells)] * len(cells)
     else:
-        runs, shared, used = [], {}, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        place, shared, seconds = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), {}, []
+        fits, pace = [], 0.0
         for i, cell in enumerate(cells):
-            # The first run may hold a warm-up that the others share.
-            if runs and time.time() + min(took for *_, took in runs) > deadline:
+            if fits and time.time() + pace * cell.epochs > deadline:
                 break
-            began = time.perf_counter() if runs else start
             measure = Measure([cell], data, validation[i : i + 1], [transitions[i]], torch.device("cpu"))
-            fit = _train_network(cell, data, labels[i], measure, transitions[i], used, checkpoints, shared)
-            runs.append((fit.curves, fit.diverged_epoch, time.perf_counter() - began))
-        curves = {name: [curve[name] for curve, *_ in runs] for name in runs[0][0]}
-        diverged, seconds, used = [run[1] for run in runs], [run[2] for run in runs], _describe_device(used)
-    return _records(cells[: len(seconds)], data, labels, curves, diverged, seconds, used, (files or {}))
+            fits.append(_train_network(cell, data, labels[i], measure, transitions[i], place, checkpoints, shared))
+            seconds.append(time.perf_counter() - start - sum(seconds))
+            # The first cell holds the warm-up that the others share.
+            pace = seconds[-1] / (cell.epochs + (cell.warmup_epochs if i == 0 else 0))
+        curves = {name: [fit.curves[name] for fit in fits] for name in fits[0].curves}
+        diverged, used = [fit.diverged_epoch for fit in fits], _describe_device(place)
+    return _records(cells[: len(seconds)], data, labels, curves, diverged, seconds, used, files or {})
 
 
 def _records(
