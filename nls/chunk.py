@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from nls.measure import RULES as RULES
 from nls.measure import Measure, fitted, selected
 from nls.models import embedding_classifier, predict_logits
 from nls.noise import draw_instance_noise, draw_noisy_labels
+from nls.stack import StackedMLP
 from nls.training import fit_stack, seeded_generator
 
 _CORRECTIONS = {"backward": backward_corrected_loss, "forward": forward_corrected_loss}
@@ -69,8 +71,8 @@ def train_chunk(
         for i, cell in enumerate(cells):
             if fits and time.time() + pace * cell.epochs > deadline:
                 break
-            measure = Measure([cell], data, validation[i : i + 1], [transitions[i]], torch.device("cpu"))
-            fits.append(_train_network(cell, data, labels[i], measure, transitions[i], place, checkpoints, shared))
+            noisy = labels[i], validation[i : i + 1]
+            fits.append(_train_network(cell, data, noisy, transitions[i], place, checkpoints, shared))
             seconds.append(time.perf_counter() - start - sum(seconds))
             # The first cell holds the warm-up that the others share.
             pace = seconds[-1] / (cell.epochs + (cell.warmup_epochs if i == 0 else 0))
@@ -178,8 +180,16 @@ def _train_stack(
         torch.tensor([getattr(c, name) for c in cells], dtype=torch.float32)
         for name in ("smooth_rate", "weight_decay", "learning_rate")
     )
-    measure = Measure(cells, data, validation, transitions, device)
+    warm, late = (Measure(cells, data, validation, transitions, device, warm=warm) for warm in (True, False))
+    calls = Counter()
     validation_features, test_features = data.validation_features.to(device), data.test_features.to(device)
+
+    def evaluate(stack: StackedMLP, members: slice) -> dict[str, torch.Tensor]:
+        calls[members.start] += 1  # once an epoch
+        measure = warm if calls[members.start] <= first.warmup_epochs else late
+        logits = (stack.forward(part, classes_last=False) for part in (validation_features, test_features))
+        return measure(*logits, members)
+
     fit = fit_stack(
         data.train_features.to(device),
         labels.to(device),
@@ -191,11 +201,7 @@ def _train_stack(
         weight_decay=decay,
         loss_scale=torch.tensor([_loss_scale(c) for c in cells]),
         loss=_stack_loss(cells, data, transitions) if first.loss != "gls" else None,
-        evaluate=lambda stack, members: measure(
-            stack.forward(validation_features, classes_last=False),
-            stack.forward(test_features, classes_last=False),
-            members,
-        ),
+        evaluate=evaluate,
         **_schedule(first, len(data.train_labels)),
     )
     return fit.curves, fit.diverged_epoch, _describe_device(device)
@@ -204,15 +210,18 @@ def _train_stack(
 def _train_network(
     cell: Cell,
     data: Dataset,
-    labels: torch.Tensor,
-    measure: Measure,
+    noisy: tuple[torch.Tensor, torch.Tensor],
     transition: torch.Tensor | None,
     device: torch.device,
     checkpoints: Path | None,
     shared: dict,
 ) -> EachHistory:
-    """Train one network, which starts from a shared warm-up where there is one."""
+    """Train one network on noisy labels of both splits; it starts from a shared warm-up where there is one."""
     _check_features(cell, data)
+    labels, validation = noisy
+    warm, late = (
+        Measure([cell], data, validation, [transition], torch.device("cpu"), warm=warm) for warm in (True, False)
+    )
     asked, clean = labels[:_ASKED], data.train_labels[:_ASKED]
     held_out, test, train = (
         part.to(device) for part in (data.validation_features, data.test_features, data.train_features[:_ASKED])
@@ -220,6 +229,7 @@ def _train_network(
 
     def evaluate(network: torch.nn.Module) -> dict[str, float]:
         logits = [predict_logits(network, part, device=device).float().cpu() for part in (held_out, test, train)]
+        measure = warm if network.epoch <= cell.warmup_epochs else late
         measured = measure(logits[0].T[None], logits[1].T[None], slice(0, 1))
         return {name: float(value) for name, value in measured.items()} | fitted(logits[2], asked, clean)
 

@@ -142,7 +142,8 @@ def fit_each(
             takes over.
         augment: None or ``"crop_flip"``, see :class:`nls.batches.TensorBatches`.
         seed: Draws initialisation, order and augmentation, at least 0.
-        evaluate: Called after every epoch with the network in evaluation mode; returns name to one number.
+        evaluate: Called after every epoch with the network in evaluation mode, whose attribute ``epoch`` counts the
+            epochs so far; returns name to one number.
         device: Where to train; that of ``features`` by default.
         precision: Type of the matrix products: ``"float32"``, ``"bfloat16"``, ``"float16"`` with a scaled loss, or
             ``"auto"``: float32 on a CPU; on a GPU bfloat16, or float16 before compute capability 8.
@@ -360,6 +361,7 @@ class _Training:
     def _record(self, mean_loss: float, evaluate: Evaluate | None) -> None:
         """Measure the network, and see whether all is still finite."""
         self.network.eval()
+        self.network.epoch = self.epoch
         with torch.no_grad():
             measured = {"train_loss": mean_loss} | _evaluated(evaluate, self.network)
             finite = torch.stack([value.isfinite().all() for value in self.network.parameters()]).all()

@@ -206,7 +206,7 @@ _CHOICES = {
     "noise": (*TRANSITIONS, "instance", *HUMAN_NOISE),
     "loss": LOSSES,
     "transition": ("true", "estimated"),
-    "network": ("mlp", *NETWORKS),
+    "network": ("mlp", *NETWORKS, "embedding"),
     "optimizer": ("adam", "sgd", "nesterov"),
     "schedule": SCHEDULES,
     "warmup_schedule": SCHEDULES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -33,6 +34,7 @@ class Measure:
         validation: Noisy validation labels [B, n].
         transitions: The matrix of each member's noise, None where there is none; it undoes the noise of a prediction.
         device: Where the logits will be.
+        warm: Whether it measures the warm-up, in which every member has r = 0.
     """
 
     def __init__(
@@ -42,7 +44,12 @@ class Measure:
         validation: torch.Tensor,
         transitions: list[torch.Tensor | None],
         device: torch.device,
+        *,
+        warm: bool = False,
     ) -> None:
+        if warm:
+            plain = {"loss": "gls", "loss_parameter": None, "transition": "true", "smooth_rate": 0.0}
+            cells = [dataclasses.replace(cell, normalized=False, **plain) for cell in cells]
         self.validation, self.labels = validation.to(device), data.test_labels.to(device)
         self.scale, self.inverse = _output_maps(cells, transitions, data.num_classes, device)
         self.posterior, self.negative_entropy = None, 0.0
