@@ -80,7 +80,8 @@ def run_grid(
     r"""Train every cell of a grid that is not in the store, and return one row for each cell, in the grid's order.
 
     MLPs that share data, seed and schedule are trained together by :func:`nls.fit_stack`, at most :data:`CHUNK` at a
-    time; image networks one by one by :func:`nls.fit_each`. Chunks go to worker processes of one thread each on a CPU,
+    time; other networks one by one by :func:`nls.fit_each`, those with the same warm-up from one that is trained once.
+    Chunks go to worker processes of one thread each on a CPU,
     one process to a GPU. Training and validation labels are noisy, test labels clean. A cell's labels, initialisation
     and batches depend on its own factors alone, and the flips at one seed are nested: a higher rate only adds some.
 
@@ -98,8 +99,11 @@ def run_grid(
     Columns: ``id`` and the factors; ``realised_noise_rate`` of the training labels; for each rule (``last``,
     ``noisy_validation``, ``clean_test``) the ``epoch`` and, on the clean test set, ``accuracy``, ``nll`` in nats,
     ``nll_mapped`` (after the output map that undoes rate and noise, :func:`nls.output_map`), ``kl`` = KL(true
-    posterior || model) and ``kl_mapped`` where the posterior is known, ``entropy`` of the model's prediction;
-    ``train_loss``; ``negative_loss_epoch``, the first epoch with a mean training loss below 0, which no probability
+    posterior || model) and ``kl_mapped`` where the posterior is known, ``entropy`` of the model's prediction, ``ece``
+    (:func:`nls.expected_calibration_error`), ``confidence_right`` and ``confidence_wrong`` (mean largest probability
+    where the prediction is right and where it is wrong); of networks other than MLPs on 5,000 training examples also
+    ``memorised``, ``recovered`` and ``train_accuracy`` (:func:`nls.measure.fitted`); ``validation_accuracy``, on noisy
+    labels; ``train_loss``; ``negative_loss_epoch``, the first epoch with a mean training loss below 0, which no probability
     vector can reach when the rate is feasible, or 0; ``diverged_epoch``, or 0; ``seconds``, its share of the chunk's.
     ``table.attrs`` counts the cells that this call ``trained`` and, of torn chunks, those that it ``repeated``.
 
