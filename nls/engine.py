@@ -81,9 +81,9 @@ def run_grid(
 
     MLPs that share data, seed and schedule are trained together by :func:`nls.fit_stack`, at most :data:`CHUNK` at a
     time; other networks one by one by :func:`nls.fit_each`, those with the same warm-up from one that is trained once.
-    Chunks go to worker processes of one thread each on a CPU,
-    one process to a GPU. Training and validation labels are noisy, test labels clean. A cell's labels, initialisation
-    and batches depend on its own factors alone, and the flips at one seed are nested: a higher rate only adds some.
+    Chunks go to worker processes of one thread each on a CPU, one process to a GPU. Training and validation labels are
+    noisy, test labels clean. A cell's labels, initialisation and batches depend on its own factors alone, and the flips
+    at one seed are nested: a higher rate only adds some.
 
     With a ``store`` a finished chunk is on disk before the next result is taken. Call again after an interruption, and
     only chunks that were in flight are trained again, with the same neighbours, so that the table of the same grid is
@@ -103,8 +103,9 @@ def run_grid(
     (:func:`nls.expected_calibration_error`), ``confidence_right`` and ``confidence_wrong`` (mean largest probability
     where the prediction is right and where it is wrong); of networks other than MLPs on 5,000 training examples also
     ``memorised``, ``recovered`` and ``train_accuracy`` (:func:`nls.measure.fitted`); ``validation_accuracy``, on noisy
-    labels; ``train_loss``; ``negative_loss_epoch``, the first epoch with a mean training loss below 0, which no probability
-    vector can reach when the rate is feasible, or 0; ``diverged_epoch``, or 0; ``seconds``, its share of the chunk's.
+    labels; ``train_loss``; ``negative_loss_epoch``, the first epoch with a mean training loss below 0, which no
+    probability vector can reach when the rate is feasible, or 0; ``diverged_epoch``, or 0; ``seconds``, its share of
+    the chunk's.
     ``table.attrs`` counts the cells that this call ``trained`` and, of torn chunks, those that it ``repeated``.
 
     Args:
