@@ -16,7 +16,7 @@ from nls import _checks
 from nls.stats import Interval, mean_interval
 
 TOLERANCE = 1e-9
-"""Values no further apart than this count as equal: a sum in another order must not break a tie."""
+"""Values no further apart than this count as equal, since a sum in another order must not break a tie."""
 
 
 class Friedman(NamedTuple):
