@@ -32,7 +32,7 @@ from nls.images import take
 from nls.models import embedding_classifier
 
 TEXT_SETS = ("ag_news", "ag_news_tokens")
-"""The two forms of AG News: a bag of words, and token ids."""
+"""The names of AG News as a bag of words and as token ids."""
 
 CLASS_NAMES = ("World", "Sports", "Business", "Sci/Tech")
 """What the classes 1 to 4 of the files mean; labels here are 0 to 3."""
