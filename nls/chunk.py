@@ -233,30 +233,34 @@ def _train_network(
         measured = measure(logits[0].T[None], logits[1].T[None], slice(0, 1))
         return {name: float(value) for name, value in measured.items()} | fitted(logits[2], asked, clean)
 
-    picks = {"last": None, "noisy_validation": "validation_accuracy", "clean_test": "accuracy"}
     return fit_each(
         data.train_features,
         labels,
         cell.smooth_rate if cell.loss == "gls" else 0.0,
         network=_embedding(data) if cell.network == "embedding" else cell.network,
         num_classes=data.num_classes,
-        optimizer=cell.optimizer.replace("nesterov", "sgd"),
-        nesterov=cell.optimizer == "nesterov",
-        learning_rate=cell.learning_rate,
-        weight_decay=cell.weight_decay,
-        loss_scale=_loss_scale(cell),
         loss=None if cell.loss == "gls" else _network_loss(cell, data, labels, transition, device),
-        augment=cell.augment,
-        warmup_schedule=cell.warmup_schedule,
-        warmup_pick=picks[cell.warmup_pick],
         shared_warmup=shared if cell.warmup_epochs else None,
         device=device,
         checkpoint=checkpoints and checkpoints / f"{cell.id}.checkpoint",
         checkpoint_seconds=_CHECKPOINT_SECONDS,
         keep_checkpoint=True,
         evaluate=evaluate,
+        **_single(cell),
         **_schedule(cell, len(data.train_labels)),
     )
+
+
+def _single(cell: Cell) -> dict:
+    """Return the arguments that only a network trained on its own takes from a cell as they are."""
+    picks = {"last": None, "noisy_validation": "validation_accuracy", "clean_test": "accuracy"}
+    names = ("learning_rate", "weight_decay", "augment", "warmup_schedule")
+    return {name: getattr(cell, name) for name in names} | {
+        "optimizer": cell.optimizer.replace("nesterov", "sgd"),
+        "nesterov": cell.optimizer == "nesterov",
+        "loss_scale": _loss_scale(cell),
+        "warmup_pick": picks[cell.warmup_pick],
+    }
 
 
 def _check_features(cell: Cell, data: Dataset) -> None:

@@ -3,13 +3,10 @@ r"""Train one bigger network: on a CPU or a GPU with the same code, and on from 
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -17,7 +14,8 @@ from torch import nn
 
 from nls import _checks
 from nls.batches import AUGMENTATIONS, TensorBatches, channel_statistics
-from nls.checkpoint import checked_path, digest, read_checkpoint, write_checkpoint
+from nls.callbacks import Evaluate, Loss, check_functions, evaluated, own_losses
+from nls.checkpoint import checked_path
 from nls.losses import gls_loss
 from nls.models import (
     PRECISIONS,
@@ -27,6 +25,7 @@ from nls.models import (
     resolve_precision,
     seeded_state,
 )
+from nls.resume import Checkpoint, SharedWarmup
 from nls.training import RANGES, SCHEDULES, schedule_factor
 
 _CHOICES = {
@@ -37,11 +36,6 @@ _CHOICES = {
 _SETTINGS = {
     *RANGES, *_CHOICES, "num_classes", "epochs", "batch_size", "warmup_epochs", "warmup_pick", "momentum", "seed",
 }  # fmt: skip
-# Those of them that do not touch the warm-up.
-_AFTER_WARMUP = {"smooth_rate", "loss_scale", "learning_rate", "schedule", "epochs"}
-
-Evaluate = Callable[[nn.Module], dict[str, float]]
-Loss = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -170,17 +164,17 @@ def fit_each(
     """
     settings = _checked_settings({name: value for name, value in locals().items() if name in _SETTINGS})
     features, labels = _checked_data(features, labels, settings.num_classes)
-    _check_functions(loss, evaluate, settings.smooth_rate)
+    check_functions(loss, evaluate, settings.smooth_rate)
     device = features.device if device is None else torch.device(device)
     training = _Training(_build(network, features, settings, device), features, labels, settings, loss, device)
-    start = None if shared_warmup is None else _SharedWarmup(shared_warmup, training, features)
+    start = None if shared_warmup is None else SharedWarmup(shared_warmup, training, features)
     with seeded_state(settings.seed, "training", device):
         if checkpoint is None:
             training.run(evaluate, start)
         else:
             every = _checks.integer(checkpoint_every, "checkpoint_every", low=1)
             pause = _checks.number(checkpoint_seconds, "checkpoint_seconds", low=0.0)
-            saver = _Checkpoint(checked_path(checkpoint), every, pause, keep_checkpoint, training, features)
+            saver = Checkpoint(checked_path(checkpoint), every, pause, keep_checkpoint, training, features)
             saver.run(evaluate, start)
     return training.history()
 
@@ -237,7 +231,7 @@ class _Training:
         self.optimizer = self._fresh_optimizer()
 
     def run(
-        self, evaluate: Evaluate | None, start: _SharedWarmup | None, after_epoch: Callable[[], None] = lambda: None
+        self, evaluate: Evaluate | None, start: SharedWarmup | None, after_epoch: Callable[[], None] = lambda: None
     ) -> None:
         """Train to the end, or until parameters or loss are no longer finite."""
         if start is not None:
@@ -325,7 +319,7 @@ class _Training:
         if warm or self.loss is None:
             losses = gls_loss(logits, labels, 0.0 if warm else self.settings.smooth_rate, reduction="none")
         else:
-            losses = _own_losses(self.loss, logits, labels, index)
+            losses = own_losses(self.loss, logits, labels, index)
         scale = 1.0 if warm else self.settings.loss_scale
         self.scaler.scale(scale * losses.mean()).backward()
         self._move()
@@ -363,7 +357,7 @@ class _Training:
         self.network.eval()
         self.network.epoch = self.epoch
         with torch.no_grad():
-            measured = {"train_loss": mean_loss} | _evaluated(evaluate, self.network)
+            measured = {"train_loss": mean_loss} | evaluated(evaluate, self.network)
             finite = torch.stack([value.isfinite().all() for value in self.network.parameters()]).all()
         if not (math.isfinite(mean_loss) and bool(finite)):
             self.diverged_epoch = self.epoch
@@ -372,115 +366,6 @@ class _Training:
             raise ValueError(f"evaluate must return the same names every time, got {sorted(measured)}")
         for name, value in measured.items():
             self.curves.setdefault(name, []).append(value)
-
-
-class _SharedWarmup:
-    """The end of a warm-up, kept by the caller for runs that differ only in what comes after it."""
-
-    def __init__(self, kept: object, training: _Training, features: torch.Tensor) -> None:
-        if not isinstance(kept, dict):
-            raise TypeError(f"shared_warmup must be a dictionary, got {_checks.describe(kept)}")
-        self.kept, self.key = kept, _fingerprint(training, features, warmup=True)
-
-    def load(self, training: _Training) -> None:
-        """Go on from the kept end, unless the run is beyond it."""
-        if training.epoch < training.settings.warmup_epochs and self.key in self.kept:
-            training.load_state_dict(self.kept[self.key])
-
-    def save(self, training: _Training) -> None:
-        """Keep where the warm-up ended; one that diverged is not kept."""
-        if not training.diverged_epoch:
-            self.kept[self.key] = copy.deepcopy(training.state_dict() | {"loss": None})
-
-
-class _Checkpoint:
-    """Goes on from a checkpoint if there is one, writes more, and leaves none behind unless it is to be kept."""
-
-    def __init__(
-        self, path: Path, every: int, pause: float, keep: bool, training: _Training, features: torch.Tensor
-    ) -> None:
-        self.path, self.every, self.pause, self.keep, self.training = path, every, pause, keep, training
-        self.fingerprint, self.written = _fingerprint(training, features), time.monotonic()
-
-    def run(self, evaluate: Evaluate | None, start: _SharedWarmup | None) -> None:
-        state = read_checkpoint(self.path, self.fingerprint)
-        if state is not None:
-            self.training.load_state_dict(state)
-        self.training.run(evaluate, start, self._save)
-        if not self.keep:
-            self.path.unlink(missing_ok=True)
-
-    def _save(self) -> None:
-        run = self.training
-        due = run.epoch % self.every == 0 and time.monotonic() - self.written >= self.pause
-        if (self.keep if run.epoch == run.total_epochs else due) and not run.diverged_epoch:
-            write_checkpoint(self.path, self.fingerprint, run.state_dict())
-            self.written = time.monotonic()
-
-
-def _fingerprint(training: _Training, features: torch.Tensor, warmup: bool = False) -> bytes:
-    """Return a digest of everything that the course of a run, or its warm-up alone, depends on."""
-    modules = [type(module).__qualname__ for module in training.network.modules()]
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    tensors = training.network.state_dict() | {"features": features, "labels": training.labels}
-    settings = vars(training.settings)
-    if warmup:
-        settings = {name: value for name, value in settings.items() if name not in _AFTER_WARMUP}
-    elif training.loss is not None:
-        tensors |= {"loss": _probe(training.loss, training.labels, training.settings.num_classes, dtype)}
-    words = (sorted(settings.items()), str(training.precision), training.device.type, modules)
-    return digest((*words, torch.__version__), tensors)
-
-
-def _probe(loss: Loss, labels: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return what a loss makes of fixed logits: it tells two functions apart that have one name."""
-    labels, device = labels[:8], labels.device
-    index = torch.arange(len(labels), device=device)
-    logits = torch.linspace(-2, 2, len(labels) * num_classes, device=device, dtype=dtype).sin().view(-1, num_classes)
-    if saves := hasattr(loss, "state_dict"):
-        loss = copy.deepcopy(loss)
-
-    def ask(given: torch.Tensor) -> torch.Tensor:
-        with seeded_state(0, "probe", device):  # a loss may draw, now and in training
-            return _own_losses(loss, given.clone().requires_grad_(), labels, index).detach()
-
-    first = ask(logits)
-    again = first if saves else (ask(logits.flip(1)), ask(logits))[1]
-    if not torch.equal(again, first):
-        raise ValueError(
-            "loss must have state_dict and load_state_dict to be used with a checkpoint, "
-            "as it gives other values for the same logits when asked again"
-        )
-    return first
-
-
-def _own_losses(loss: Loss, logits: torch.Tensor, labels: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return a caller's losses [b] if they can be trained on."""
-    losses = loss(logits, labels, index) if _takes_positions(loss) else loss(logits, labels)
-    if not isinstance(losses, torch.Tensor) or losses.shape != labels.shape:
-        got = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
-        raise ValueError(f"loss must return one value per example, shape {tuple(labels.shape)}, got {got}")
-    if not losses.requires_grad:
-        raise ValueError("loss must return values that depend on the logits, got a tensor without a gradient")
-    return losses
-
-
-def _takes_positions(loss: Loss) -> bool:
-    """Return whether a loss needs a third argument, or has one named ``indices``."""
-    parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values()
-    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len(places) > 2 and (places[2].default is inspect.Parameter.empty or places[2].name == "indices")
-
-
-def _evaluated(evaluate: Evaluate | None, network: nn.Module) -> dict[str, float]:
-    """Return the caller's measurements as floats, which may be no numbers."""
-    measured = {} if evaluate is None else evaluate(network)
-    if not isinstance(measured, dict):
-        raise TypeError(f"evaluate must return a dict, got {_checks.describe(measured)}")
-    try:
-        return {name: float(value) for name, value in measured.items()}
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"evaluate must return one number for each name, got {measured}") from error
 
 
 def _build(
@@ -503,16 +388,6 @@ def _build(
     if features.ndim == 4:
         built = built.to(memory_format=torch.channels_last)
     return built.to(device, features.dtype if features.is_floating_point() else None)
-
-
-def _check_functions(loss: object, evaluate: object, smooth_rate: float) -> None:
-    """Raise unless loss and evaluate are functions or None, and a loss of one's own comes without a rate."""
-    for name, value in {"loss": loss, "evaluate": evaluate}.items():
-        if value is not None and not callable(value):
-            raise TypeError(f"{name} must be a function, got {_checks.describe(value)}")
-    if loss is not None and smooth_rate:
-        got = _checks.describe(smooth_rate)
-        raise ValueError(f"smooth_rate must not be given with a loss of your own, which would ignore it, got {got}")
 
 
 def _checked_data(features: object, labels: object, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
