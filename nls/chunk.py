@@ -51,7 +51,7 @@ def train_chunk(
         checkpoints: Folder in which an image network keeps its state, to go on after an interruption; the state stays
             there until the record is written.
         files: Digests of your own files by data set, for the records.
-        deadline: Time of :func:`time.time`: a further network of the chunk is not started if it would end after that,
+        deadline: A value of ``time.time()``; a further network of the chunk is not started if it would end after that,
             judged by the fastest so far.
 
     Returns:

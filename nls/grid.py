@@ -38,7 +38,7 @@ HUMAN_NOISE = {
     "cifar10n_worst": ("cifar10n", "worst"),
     "cifar100n_fine": ("cifar100n", "fine"),
 }
-"""Noise that people made: its name to that of the labels and of the label set in :mod:`nls.human`."""
+"""The labels and the label set of :mod:`nls.human` that each noise made by people stands for."""
 
 CORRECTIONS = ("backward", "forward")
 """The losses that need a transition matrix."""
@@ -47,10 +47,10 @@ LOSSES = (
     "gls", *CORRECTIONS, "peer", "unhinged", "complementary", "nlnl", "gce", "sce", "normalized_ce", "active_passive",
     "bootstrap_soft", "bootstrap_hard", "elr", "confidence_penalty", "floored",
 )  # fmt: skip
-"""The losses of a cell: generalised label smoothing and its rivals, see :mod:`nls.loss_table`."""
+"""The losses of a cell, generalised label smoothing and its rivals, see :mod:`nls.loss_table`."""
 
 WARMUP_PICKS = ("last", "noisy_validation", "clean_test")
-"""Which epoch of the warm-up the loss takes over from; the last of these is what released code does."""
+"""Which epoch of the warm-up the loss may take over from; the last of these is what released code does."""
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from nls.grid import HUMAN_NOISE, Cell, Grid
 from nls.store import load_results
 
 RATES = (0.6, 0.4, 0.0, -0.4, -0.8, -2.0, -6.0)
-"""Smooth rates of the studies: label smoothing, cross entropy, the exact corrections of 40 and 60 % symmetric noise
-(-.8 and -2), and the paper's best at 60 %."""
+"""Smooth rates of the studies. They are label smoothing, cross entropy, the exact corrections of 40 and 60 % symmetric
+noise (-.8 and -2), and the paper's best at 60 %."""
 
 NOISES = (
     ("symmetric", 0.0), ("symmetric", 0.2), ("symmetric", 0.4), ("symmetric", 0.6), ("cifar10_asymmetric", 0.3),
