@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pandas as pd
 import torch
@@ -20,9 +19,28 @@ from nls.losses import backward_corrected_loss, forward_corrected_loss, gls_loss
 from nls.remedies import floored_loss
 from nls.training import TINY, seeded_generator
 
-__all__ = ["LOSSES", "LossTable", "Rival", "loss_table"]
+__all__ = ["LOSSES", "LossTable", "Rival", "Run", "loss_table", "rows"]
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class Run:
+    """What a loss may need to know of the training run it is made for.
+
+    Attributes:
+        num_examples: Rows of the training set.
+        num_classes: K.
+        parameter: The parameter, None for a loss without one.
+        transition: T, shape [K, K], or None.
+        seed: Seed of draws.
+    """
+
+    num_examples: int
+    num_classes: int
+    parameter: float | None
+    transition: torch.Tensor | None
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -34,8 +52,7 @@ class Rival:
         label: What a figure calls it.
         formula: The loss of one example in LaTeX, with ``l_k`` for minus the logarithm of the probability of class k.
         reference: Key of the paper in the book's bibliography.
-        build: Makes the loss from ``num_examples``, ``num_classes``, ``parameter``, ``transition`` and ``seed``, which
-            it gets as attributes of one object.
+        build: Makes the loss for a :class:`Run`.
         symbol: The parameter in LaTeX, empty for a loss without one.
         default: The parameter where none is given, None for a loss without one.
         low: Its least value.
@@ -53,7 +70,7 @@ class Rival:
     label: str
     formula: str
     reference: str
-    build: Callable[[SimpleNamespace], Loss]
+    build: Callable[[Run], Loss]
     symbol: str = ""
     default: float | None = None
     low: float = 0.0
@@ -112,15 +129,7 @@ class Rival:
                 expected, got = (num_classes, num_classes), tuple(transition.shape)
                 raise ValueError(f"transition must have shape {expected} for {num_classes} classes, got {got}")
         seed = _checks.integer(seed, "seed")
-        return self.build(
-            SimpleNamespace(
-                num_examples=num_examples,
-                num_classes=num_classes,
-                parameter=parameter,
-                transition=transition,
-                seed=seed,
-            )
-        )
+        return self.build(Run(num_examples, num_classes, parameter, transition, seed))
 
 
 class _Drawn(nn.Module):
@@ -140,27 +149,27 @@ class _Drawn(nn.Module):
         self.generator.set_state(state.cpu())
 
 
-def _plain(function: Callable[..., torch.Tensor], **options: object) -> Callable[[SimpleNamespace], Loss]:
+def _plain(function: Callable[..., torch.Tensor], **options: object) -> Callable[[Run], Loss]:
     """Return a builder for a loss of logits and labels and, if it has one, its parameter."""
 
-    def build(run: SimpleNamespace) -> Loss:
+    def build(run: Run) -> Loss:
         own = () if run.parameter is None else (run.parameter,)
         return lambda logits, labels, indices: function(logits, labels, *own, reduction="none", **options)
 
     return build
 
 
-def _corrected(function: Callable[..., torch.Tensor]) -> Callable[[SimpleNamespace], Loss]:
+def _corrected(function: Callable[..., torch.Tensor]) -> Callable[[Run], Loss]:
     """Return a builder for a correction by the transition matrix."""
 
-    def build(run: SimpleNamespace) -> Loss:
+    def build(run: Run) -> Loss:
         matrix = run.transition
         return lambda logits, labels, indices: function(logits, labels, matrix.to(logits.device), reduction="none")
 
     return build
 
 
-def _build_peer(run: SimpleNamespace) -> Loss:
+def _build_peer(run: Run) -> Loss:
     def losses(logits: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         peers = torch.randint(len(labels), (2, len(labels)), generator=generator).to(labels.device)
         return baselines.sampled_peer_loss(logits, labels, peers, run.parameter, reduction="none")
@@ -168,7 +177,7 @@ def _build_peer(run: SimpleNamespace) -> Loss:
     return _Drawn(losses, run.seed)
 
 
-def _build_nlnl(run: SimpleNamespace) -> Loss:
+def _build_nlnl(run: Run) -> Loss:
     def losses(logits: torch.Tensor, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         others = baselines.draw_complementary_labels(labels, run.num_classes, generator)
         return baselines.nlnl_loss(logits, others, reduction="none")
@@ -176,11 +185,11 @@ def _build_nlnl(run: SimpleNamespace) -> Loss:
     return _Drawn(losses, run.seed)
 
 
-def _build_elr(run: SimpleNamespace) -> Loss:
+def _build_elr(run: Run) -> Loss:
     return robust.ELRLoss(run.num_examples, run.num_classes, run.parameter)
 
 
-def _build_floored(run: SimpleNamespace) -> Loss:
+def _build_floored(run: Run) -> Loss:
     rows = run.transition.double()
     floor = run.parameter * float(-torch.xlogy(rows, rows).sum(1).mean())
     return lambda logits, labels, indices: floored_loss(gls_loss(logits, labels, 0.0, reduction="none"), floor)
@@ -261,7 +270,10 @@ LOSSES: dict[str, Rival] = {
     )
 }  # fmt: skip
 """Every loss by its name. Parameters other than the one listed are those of its paper for CIFAR-10; a floor is the mean
-entropy of the rows of T, times the parameter."""
+entropy of the rows of T, times the parameter.
+
+:meta hide-value:
+"""
 
 
 class LossTable(pd.DataFrame):
