@@ -6,6 +6,7 @@ fast for a few networks of many losses, and early-learning regularisation, with 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from nls import _checks
-from nls.data import load_dataset
+from nls.data import Dataset, load_dataset
 from nls.estimate import METHODS, estimate_transition
 from nls.grid import TRANSITIONS
 from nls.loss_table import LOSSES
@@ -104,42 +105,38 @@ def run_contest(
     data = load_dataset(dataset, seed=seed)
     count, classes = len(data.train_labels), data.num_classes
     truth = [TRANSITIONS[noise](classes, rate) for noise, rate in noises]
-    labels, validation = (
-        torch.stack([draw_noisy_labels(clean, matrix, seeded_generator(seed, f"{split} noise")) for matrix in truth])
-        for split, clean in (("train", data.train_labels), ("validation", data.validation_labels))
-    )
+    labels, validation = (_draw(data, split, truth, seed) for split in ("train", "validation"))
     told = {"true": truth} | _estimates(data.train_features, labels, classes, seed, {e.matrix for e in entries})
     calls = [call for entry in entries for call in _calls(entry, told[entry.matrix], count, classes, seed)]
     members = [_member(entry, *noise) for entry in entries for noise in noises]
     measure = Measure(members, data, validation.repeat(len(entries), 1), truth * len(entries), torch.device("cpu"))
+    held_out, test = data.validation_features, data.test_features
+    sizes = {"num_classes": classes, "hidden": hidden, "chunk": len(members)}
+    schedule = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
     fit = fit_stack(
         data.train_features,
         labels.repeat(len(entries), 1),
-        num_classes=classes,
-        hidden=hidden,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
         loss=_together(calls, _positions(count, batch_size, seed), labels),
-        chunk=len(members),
-        seed=seed,
         evaluate=lambda stack, which: measure(
-            stack.forward(data.validation_features, classes_last=False),
-            stack.forward(data.test_features, classes_last=False),
-            which,
+            stack.forward(held_out, classes_last=False), stack.forward(test, classes_last=False), which
         ),
+        **sizes,
+        **schedule,
     )
     rows = []
-    for i, member in enumerate(members):
-        entry, j = entries[i // len(noises)], i % len(noises)
+    for i, (entry, (noise, rate)) in enumerate(itertools.product(entries, noises)):
+        j = i % len(noises)
         error = float((told[entry.matrix][j] - truth[j]).abs().sum(1).mean())
+        names = {"entry": entry.label, "noise": noise, "noise_rate": rate, "seed": seed, "matrix_error": error}
         curves = {name: values[i].tolist() for name, values in fit.curves.items()}
-        rows.append(
-            {"entry": entry.label, "noise": member.noise, "noise_rate": member.noise_rate, "seed": seed}
-            | {"diverged_epoch": int(fit.diverged_epoch[i]), "matrix_error": error}
-            | selected(curves)
-        )
+        rows.append(names | {"diverged_epoch": int(fit.diverged_epoch[i])} | selected(curves))
     return pd.DataFrame(rows)
+
+
+def _draw(data: Dataset, split: str, matrices: list[torch.Tensor], seed: int) -> torch.Tensor:
+    """Return noisy labels [B, n] of a split; all matrices share the uniforms of the seed."""
+    clean = getattr(data, f"{split}_labels")
+    return torch.stack([draw_noisy_labels(clean, m, seeded_generator(seed, f"{split} noise")) for m in matrices])
 
 
 Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
