@@ -100,8 +100,7 @@ def run_contest(
         >>> table[["entry", "noise"]].values.tolist()
         [['CE', 'symmetric'], ['GCE', 'symmetric']]
     """
-    entries, noises = list(entries), list(noises)
-    _check(entries, noises)
+    entries, noises = _checked(list(entries), list(noises))
     data = load_dataset(dataset, seed=seed)
     count, classes = len(data.train_labels), data.num_classes
     truth = [TRANSITIONS[noise](classes, rate) for noise, rate in noises]
@@ -124,8 +123,7 @@ def run_contest(
         **schedule,
     )
     rows = []
-    for i, (entry, (noise, rate)) in enumerate(itertools.product(entries, noises)):
-        j = i % len(noises)
+    for i, (entry, (j, (noise, rate))) in enumerate(itertools.product(entries, enumerate(noises))):
         error = float((told[entry.matrix][j] - truth[j]).abs().sum(1).mean())
         names = {"entry": entry.label, "noise": noise, "noise_rate": rate, "seed": seed, "matrix_error": error}
         curves = {name: values[i].tolist() for name, values in fit.curves.items()}
@@ -198,8 +196,8 @@ def _member(entry: Entry, noise: str, noise_rate: float) -> SimpleNamespace:
     return SimpleNamespace(loss=entry.loss, smooth_rate=rate, noise=noise, noise_rate=noise_rate)
 
 
-def _check(entries: list[Entry], noises: list[tuple[str, float]]) -> None:
-    """Raise unless there is something to train, with names of its own."""
+def _checked(entries: list[Entry], noises: list[tuple[str, float]]) -> tuple[list[Entry], list[tuple[str, float]]]:
+    """Return both if there is something to train, with names of its own."""
     for name, values in {"entries": entries, "noises": noises}.items():
         if not values:
             raise ValueError(f"{name} must hold at least one, got none")
@@ -209,3 +207,4 @@ def _check(entries: list[Entry], noises: list[tuple[str, float]]) -> None:
         raise ValueError(f"entries must have different labels, got {twice} more than once")
     for noise, _ in noises:
         _checks.choice(noise, "noises", tuple(TRANSITIONS))
+    return entries, noises
