@@ -18,7 +18,7 @@ METRICS = (
     "accuracy", "validation_accuracy", "nll", "nll_mapped", "kl", "kl_mapped", "entropy",
     "ece", "confidence_right", "confidence_wrong", "memorised", "recovered", "train_accuracy",
 )  # fmt: skip
-"""What is measured, where it can be: see :func:`nls.run_grid` for the meaning of each."""
+"""What is measured where it can be, see :func:`nls.run_grid` for the meaning of each."""
 
 _NUM_BINS = 15
 
