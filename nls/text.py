@@ -49,6 +49,12 @@ _RELEASED = {
     "test": (7_600, "d52ea96a97a2d943681189a97654912d"),
 }
 _MADE = "Made news: random words in the format of AG News, written by nls.text.write_made_news. No news."
+# Source and licence on the card.
+_SOURCES = {
+    "released": ("AG's corpus of news articles, sorted by Zhang, Zhao and LeCun 2015", "research, non-commercial"),
+    "made": ("made by nls.text.write_made_news", "none needed: random words"),
+    "other": ("your own files", "yours to know"),
+}
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _APOSTROPHE = re.compile(r"\s?&?#39;")
 _ENTITY = re.compile(r"&?\b(?:amp|gt|lt|nbsp|quot);|&?#\d+;")
@@ -68,8 +74,7 @@ class _News(NamedTuple):
     words: tuple[str, ...]  # each distinct word once
     ids: np.ndarray  # int32: the texts, one after another, as places in ``words``
     starts: np.ndarray  # int64 [n + 1]: where each text begins
-    version: str  # "released", "made" or "other"
-    description: str
+    digests: tuple[str, str]  # MD5 of the two files
 
 
 def tokenize(text: str) -> list[str]:
@@ -154,6 +159,7 @@ def load_text(
     _checks.choice(name, "name", TEXT_SETS)
     generator = np.random.default_rng(_checks.integer(seed, "seed"))
     news = _read_news(folder)
+    version, description = _describe(_find(folder), news)
     kept = take(news.labels[: news.num_train], num_examples, generator)
     texts = {row: news.ids[news.starts[row] : news.starts[row + 1]].tobytes() for row in range(len(news.labels))}
     copies = Counter(texts[row] for row in kept)
@@ -169,14 +175,9 @@ def load_text(
         "same words that occur twice in training are not validated on; copies across training and test are counted "
         "only."
     )
-    sources = {
-        "released": ("AG's corpus of news articles, sorted by Zhang, Zhao and LeCun 2015", "research, non-commercial"),
-        "made": ("made by nls.text.write_made_news", "none needed: random words"),
-        "other": ("your own files", "yours to know"),
-    }
-    texts_of_card = (*sources[news.version], news.description, preparation)
     sizes = tuple(len(rows) for rows in parts)
-    card = DataCard(name, *texts_of_card, sum(sizes), features[0].shape[1], len(CLASS_NAMES), duplicates, sizes)
+    shape = (sum(sizes), features[0].shape[1], len(CLASS_NAMES), duplicates, sizes)
+    card = DataCard(name, *_SOURCES[version], description, preparation, *shape)
     tensors = {}
     for split, rows, values in zip(_SPLITS, parts, features, strict=True):
         missing = np.setdiff1d(np.arange(len(CLASS_NAMES)), news.labels[rows])
@@ -293,6 +294,7 @@ def _read_news(folder: object) -> _News:
             raise ValueError(
                 f"{path} is missing, beside {', '.join(sorted(p.name for p in inside.iterdir()))}; {_STEPS}"
             )
+    _check_classes(inside)
     return _parse_news(paths, tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in paths))
 
 
@@ -317,20 +319,15 @@ def _find(folder: object) -> Path:
 def _parse_news(paths: tuple[Path, Path], _: object) -> _News:
     """Return the two files as words; the second argument tells versions of them apart."""
     labels, index, ids, starts, digests = array("q"), {}, array("i"), array("q", [0]), []
-    ends = []
     for path in paths:
-        content = path.read_bytes()
+        content, num_train = path.read_bytes(), len(labels)
         digests.append(hashlib.md5(content, usedforsecurity=False).hexdigest())
         for label, text in _rows(path, content):
             labels.append(label)
             ids.extend([index.setdefault(word, len(index)) for word in tokenize(text)])
             starts.append(len(ids))
-        ends.append(len(labels))
-    _check_classes(paths[0].parent)
-    counts = (ends[0], ends[1] - ends[0])
-    version, description = _describe(paths, counts, digests)
     arrays = np.array(ids, dtype=np.int32), np.array(starts)
-    return _News(np.array(labels), ends[0], tuple(index), *arrays, version, description)
+    return _News(np.array(labels), num_train, tuple(index), *arrays, tuple(digests))
 
 
 def _rows(path: Path, content: bytes) -> Iterator[tuple[int, str]]:
@@ -366,19 +363,21 @@ def _check_classes(folder: Path) -> None:
         raise ValueError(f"{path} must name the classes {', '.join(CLASS_NAMES)}, got {', '.join(named)}")
 
 
-def _describe(paths: tuple[Path, Path], counts: tuple[int, int], digests: list[str]) -> tuple[str, str]:
-    """Return which version the files are, and what the card says of it."""
-    released = list(_RELEASED.values())
+def _describe(folder: Path, news: _News) -> tuple[str, str]:
+    """Return which version the files are, "released", "made" or "other", and what the card says of it."""
+    released = tuple(_RELEASED.values())
+    counts = (news.num_train, len(news.labels) - news.num_train)
     rows = f"{counts[0]:,} training and {counts[1]:,} test texts"
-    if digests == [digest for _, digest in released]:
+    if news.digests == tuple(digest for _, digest in released):
         return "released", f"The released files, by their MD5: {rows}."
-    readme = paths[0].parent / "readme.txt"
+    readme = folder / "readme.txt"
     told = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    if told.startswith(_MADE) and all(digest in told for digest in digests):
+    if told.startswith(_MADE) and all(digest in told for digest in news.digests):
         return "made", f"{_MADE} {rows}."
     same = counts == tuple(count for count, _ in released)
     why = "as many as there, but with other MD5" if same else f"there are {released[0][0]:,} and {released[1][0]:,}"
-    return "other", f"Not the released files: {rows}, {why} (here {', '.join(digest[:12] for digest in digests)})."
+    here = ", ".join(digest[:12] for digest in news.digests)
+    return "other", f"Not the released files: {rows}, {why} (here {here})."
 
 
 # Made news. The population is fixed: words, topics and their frequencies do not depend on the seed.

@@ -506,6 +506,8 @@ def test_made_news_depends_on_the_seed_but_its_words_do_not(made, tmp_path):
 def test_words_of_made_news_have_the_stated_shares(made):
     words = text._made_words()
     assert len(set(words)) == 60 + 600 + 4 * 300
+    text._made_words.cache_clear()
+    assert text._made_words() == words
     assert [tokenize(word) for word in words] == [[word.casefold()] for word in words]
     place = {word.casefold(): i for i, word in enumerate(words)}
     labels, texts = naive_texts(made, "train")
