@@ -27,12 +27,14 @@ from nls import _checks
 from nls.chunk import train_chunk
 from nls.grid import ENGINE_VERSION, Cell, Grid
 from nls.records import RecordStore, row_of
+from nls.text import TEXT_SETS
 
 CHUNK = 28
 """The most cells in one chunk, few enough that little is lost with one."""
 
 _LOG = logging.getLogger(__name__)
 _PATIENCE = 3  # deaths of workers in a row without a single new record
+_READ_WHOLE = 2**28  # bytes of a folder of data up to which its files are read for their digest
 _POLL = 0.5  # seconds between looks at cells that another process trains
 
 
@@ -331,14 +333,21 @@ def _deadline(time_limit: float | None) -> float:
 
 
 def _digest(root: object, name: str) -> str:
-    """Return the digest of a data set's file, or "" where the loader will say what is wrong."""
+    """Return a digest of a data set's files, or "" where the loader checks them itself or will say what is wrong."""
     if not isinstance(root, (str, os.PathLike)):
         return ""
     for path in (Path(root) / f"{name}.csv", Path(root) / f"{name}.npz"):
         if path.is_file():
             with open(path, "rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-    return ""
+    folders = [Path(root) / name, *([Path(root) / "ag_news_csv"] if name in TEXT_SETS else [])]
+    paths = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+    found = hashlib.sha256()
+    few = sum(path.stat().st_size for path in paths) <= _READ_WHOLE
+    for path in paths:
+        found.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+        found.update(path.read_bytes() if few else b"")  # of a huge folder the names and sizes must do
+    return found.hexdigest() if paths else ""
 
 
 def _is_local() -> bool:

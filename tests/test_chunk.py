@@ -1,6 +1,7 @@
 """Cells that share a warm-up, human labels, rival losses, token ids, and what a network is asked after an epoch."""
 
 import math
+import shutil
 import types
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 import nls
 import nls.chunk
+import nls.engine
 import nls.human
 from nls.chunk import train_chunk
 from nls.data import load_dataset
@@ -218,6 +220,34 @@ def test_token_ids_are_classified_by_their_embeddings(tmp_path):
         ValueError, match="network='embedding' needs a data set of token ids, 'digits_images' is another"
     ):
         run_grid(Grid(dataset="digits_images", network="embedding"), workers=1)
+
+
+def test_changed_news_are_other_news(tmp_path):
+    folder = write_made_news(tmp_path / "news", num_train=200, num_test=50, seed=0)
+    grid = Grid(dataset="ag_news", from_root=True, epochs=1)
+    table = run_grid(grid, store=tmp_path / "store", root=tmp_path / "news", workers=1)
+    again = run_grid(grid, store=tmp_path / "store", root=tmp_path / "news", workers=1)
+    assert (table.attrs["trained"], again.attrs["trained"]) == (1, 0)
+    shutil.rmtree(folder)
+    write_made_news(tmp_path / "news", num_train=200, num_test=50, seed=1)
+    with pytest.warns(nls.records.RecordWarning, match="trained on another file 'ag_news'"):
+        changed = run_grid(grid, store=tmp_path / "store", root=tmp_path / "news", workers=1)
+    assert changed.attrs["trained"] == 1
+
+
+def test_a_huge_folder_is_told_by_names_and_sizes(tmp_path, monkeypatch):
+    (tmp_path / "mine" / "train").mkdir(parents=True)
+    (tmp_path / "mine" / "train" / "a.png").write_bytes(b"1234")
+    whole = nls.engine._digest(tmp_path, "mine")
+    (tmp_path / "mine" / "train" / "a.png").write_bytes(b"1235")
+    assert nls.engine._digest(tmp_path, "mine") != whole
+    monkeypatch.setattr(nls.engine, "_READ_WHOLE", 0)
+    listed = nls.engine._digest(tmp_path, "mine")
+    (tmp_path / "mine" / "train" / "a.png").write_bytes(b"1234")
+    assert nls.engine._digest(tmp_path, "mine") == listed
+    (tmp_path / "mine" / "train" / "b.png").write_bytes(b"")
+    assert nls.engine._digest(tmp_path, "mine") != listed
+    assert nls.engine._digest(tmp_path, "other") == ""
 
 
 def test_what_a_network_has_memorised_is_counted():
