@@ -126,10 +126,11 @@ def paint(garments: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     # A sleeve hangs from the shoulder, a little outwards.
     arm = (down > 0) & (down < 0.75 * sleeve) & (np.abs(across - shoulder - 0.08 - 0.3 * down) < 0.09)
     worn = (body | arm)[..., None]
-    tint = 0.3 * generator.standard_normal((len(garments), 1, 1, 3), np.float32)
+    tint = 0.2 * generator.standard_normal((len(garments), 1, 1, 3), np.float32)
     wave = 0.45 * stripes * np.sin(2 * np.pi * 4 * down)
     cloth = (light + wave)[..., None] + tint
-    wall = generator.random((len(garments), 1, 1, 3), np.float32)
+    # Never the colour of the cloth, or there would be nothing to see.
+    wall = (light[..., None] + tint + 0.5 + 0.15 * generator.standard_normal(tint.shape, np.float32)) % 1
     grain = generator.standard_normal((len(garments), _SIZE, _SIZE, 3), np.float32)
     pixels = np.where(worn, cloth, wall) + 0.08 * grain
     return (255 * pixels.clip(0, 1)).astype(np.uint8)

@@ -5,18 +5,23 @@ For data whose noise nobody drew, such as Clothing1M or your own: nothing here a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import nn
 
 from nls import _checks
-from nls.data import Dataset
+from nls.clothing import NUM_CLASSES
+from nls.data import Dataset, load_dataset
 from nls.each import fit_each
 from nls.grid import Cell
 from nls.measure import Measure
 from nls.models import predict_logits
+
+RULES = ("noisy_validation", "clean_validation", "clean_test")
+"""Labels by which an epoch can be picked."""
 
 
 def train_from_shared_start(
@@ -74,23 +79,65 @@ def train_from_shared_start(
     return pd.concat(rows, ignore_index=True)
 
 
-def pick_epochs(curves: pd.DataFrame, rule: str) -> pd.DataFrame:
-    """Return one row for each rate: the last epoch of its stage, or the best by a column, of equal ones the first.
+def pick_epochs(curves: pd.DataFrame) -> pd.DataFrame:
+    """Return the epoch that each rule picks, of the warm-up and of each stage.
 
     Args:
-        curves: As :func:`train_from_shared_start` returns them; of the warm-up, nothing is picked.
-        rule: ``"last"``, or one of ``"noisy_validation"``, ``"clean_validation"``, ``"clean_test"``.
+        curves: As :func:`train_from_shared_start` returns them, or several of these with a column ``seed``.
 
     Returns:
-        The rows, by rate.
+        A table with a row for each rule, seed, stage and rate: ``rule`` (``"last"``, or the column by which the epoch
+        is the best, of equal ones the first: ``"noisy_validation"``, ``"clean_test"`` and, where it is there,
+        ``"clean_validation"``), ``stage`` (``"warm-up"``, whose rate is 0, or ``"rate"``), and what was measured at
+        the end of that epoch. Where numbers stopped being finite, an earlier epoch is picked.
 
-    Raises:
-        ValueError: If the rule is unknown, or names a column that is not there.
+    Examples:
+        >>> nan = float("nan")
+        >>> curves = pd.DataFrame({"smooth_rate": [nan, 0.4, 0.4], "epoch": [1, 1, 2], "clean_test": [1, 3, 2]})
+        >>> pick_epochs(curves).query("stage == 'rate'")[["rule", "epoch", "clean_test"]].values.tolist()
+        [['last', 2, 2], ['clean_test', 1, 3]]
     """
-    _checks.choice(rule, "rule", ("last", *(name for name in curves if name.endswith(("_validation", "_test")))))
-    stages = curves[curves["smooth_rate"].notna()].groupby("smooth_rate")
-    places = stages["epoch"].idxmax() if rule == "last" else stages[rule].idxmax()
-    return curves.loc[places].set_index("smooth_rate")
+    stage = curves["smooth_rate"].isna().map({True: "warm-up", False: "rate"})
+    table = curves.assign(stage=stage, smooth_rate=curves["smooth_rate"].fillna(0.0)).reset_index(drop=True)
+    keys = [name for name in ("seed", "stage", "smooth_rate") if name in table]
+    picked = []
+    for rule in ("last", *RULES):
+        if rule == "last" or rule in table:
+            score = table["epoch"] if rule == "last" else table[rule].fillna(-1.0)
+            places = score.groupby([table[key] for key in keys]).idxmax()
+            picked.append(table.loc[places].assign(rule=rule))
+    return pd.concat(picked, ignore_index=True)
+
+
+def clothing_curves(
+    roots: Mapping[int, str | Path],
+    rates: Sequence[float],
+    *,
+    num_examples: int | None,
+    image_size: int,
+    **settings: object,
+) -> pd.DataFrame:
+    """Train from shared starts on Clothing1M, or on sets in its layout.
+
+    Args:
+        roots: Seed to the folder of its set, which may be the same for all; the seed draws the images taken, the
+            held-out tenth, the initialisation and the order.
+        rates: As for :func:`train_from_shared_start`.
+        num_examples: Images with noisy labels to take for each seed; all if None.
+        image_size: Height and width.
+        settings: As for :func:`train_from_shared_start`.
+
+    Returns:
+        The curves with a column ``seed``. Images of ``clean_val`` are the small clean set.
+    """
+    tables = []
+    for seed, root in roots.items():
+        data = load_dataset("clothing1m", root, seed, num_examples=num_examples, image_size=image_size)
+        # Of its training images as few as can be: they are not needed.
+        checked = load_dataset("clothing1m_clean", root, seed, num_examples=10 * NUM_CLASSES, image_size=image_size)
+        clean = checked.validation_features, checked.validation_labels
+        tables.append(train_from_shared_start(data, rates, seed=seed, clean=clean, **settings).assign(seed=seed))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _evaluation(data: Dataset, clean: tuple[torch.Tensor, torch.Tensor] | None) -> Callable[[nn.Module], dict]:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -6,8 +7,9 @@ import pytest
 import torch
 
 from nls import fit_each, load_dataset
+from nls.clothing_made import make_clothing
 from nls.models import predict_logits
-from nls.shared_start import pick_epochs, train_from_shared_start
+from nls.shared_start import clothing_curves, pick_epochs, train_from_shared_start
 
 SETTINGS = {
     "warmup_epochs": 2, "epochs": 3, "learning_rate": 0.01, "warmup_learning_rate": 0.05, "batch_size": 20
@@ -59,24 +61,44 @@ def test_each_stage_is_what_a_run_of_its_own_gives(data, curves):
 def test_without_a_clean_set_there_is_no_such_column(data):
     found = train_from_shared_start(data, [0.0], seed=0, warmup_epochs=1, epochs=1)
     assert "clean_validation" not in found
-    with pytest.raises(ValueError, match=r"rule must be one of 'last', .*, got 'clean_validation'"):
-        pick_epochs(found, "clean_validation")
+    assert set(pick_epochs(found)["rule"]) == {"last", "noisy_validation", "clean_test"}
 
 
-def test_epochs_are_picked_within_the_stages():
+def test_each_rule_picks_within_its_stage():
     curves = pd.DataFrame(
         {
             "smooth_rate": [math.nan, math.nan, 0.0, 0.0, 0.0, -1.0, -1.0],
             "epoch": [1, 2, 1, 2, 3, 1, 2],
-            "noisy_validation": [0.9, 0.9, 0.2, 0.5, 0.5, 0.4, 0.1],
-            "clean_test": [0.9, 0.9, 0.1, 0.2, 0.3, 0.4, 0.5],
+            "noisy_validation": [0.9, 0.8, 0.2, 0.5, 0.5, 0.4, math.nan],
+            "clean_test": [0.7, 0.9, 0.1, 0.2, 0.3, 0.4, math.nan],
         }
     )
-    assert pick_epochs(curves, "last")["clean_test"].to_dict() == {-1.0: 0.5, 0.0: 0.3}
-    assert pick_epochs(curves, "noisy_validation")["clean_test"].to_dict() == {-1.0: 0.4, 0.0: 0.2}
-    assert pick_epochs(curves, "clean_test")["epoch"].to_dict() == {-1.0: 2, 0.0: 3}
-    with pytest.raises(ValueError, match="rule must be one of 'last', 'noisy_validation', 'clean_test', got 'epoch'"):
-        pick_epochs(curves, "epoch")
+    two = pd.concat([curves.assign(seed=0), curves[::-1].assign(seed=1)])
+    picked = pick_epochs(two).set_index(["rule", "seed", "stage", "smooth_rate"])["epoch"]
+    for seed in (0, 1):
+        assert picked[:, seed, "warm-up", 0.0].to_dict() == {"last": 2, "noisy_validation": 1, "clean_test": 2}
+        assert picked[:, seed, "rate", -1.0].to_dict() == {"last": 2, "noisy_validation": 1, "clean_test": 1}
+        assert picked[:, seed, "rate", 0.0][["last", "clean_test"]].tolist() == [3, 3]
+    assert picked["noisy_validation", 0, "rate", 0.0] == 2
+    assert len(picked) == 2 * 3 * 3
+    pd.testing.assert_frame_equal(
+        pick_epochs(curves.assign(seed=0)), pick_epochs(two).query("seed == 0")[::1].reset_index(drop=True)
+    )
+
+
+def test_clothing_is_trained_for_each_seed(tmp_path):
+    roots = {}
+    for seed in (3, 4):
+        (tmp_path / str(seed)).mkdir()
+        roots[seed] = make_clothing(tmp_path / str(seed), seed, (280, 140, 28, 28))
+    found = clothing_curves(roots, [0.0, -1.0], num_examples=140, image_size=8, **SETTINGS)
+    assert found.groupby("seed").size().to_dict() == {3: 8, 4: 8}
+    data = load_dataset("clothing1m", roots[4], 4, num_examples=140, image_size=8)
+    checked = load_dataset("clothing1m_clean", roots[4], image_size=8)
+    clean = checked.validation_features, checked.validation_labels
+    alone = train_from_shared_start(data, [0.0, -1.0], seed=4, clean=clean, **SETTINGS)
+    own = found[found["seed"] == 4].drop(columns="seed").reset_index(drop=True)
+    pd.testing.assert_frame_equal(own, alone)
 
 
 @pytest.mark.parametrize(
@@ -97,9 +119,8 @@ def test_arguments_are_checked(data, rates, changes, error, message):
 
 def test_labels_that_come_noisy_are_used_as_they_are(data):
     """Nothing draws noise: with all labels of one class the network says this class."""
-    from dataclasses import replace
-
     one = replace(data, train_labels=torch.full_like(data.train_labels, 4))
-    last = pick_epochs(train_from_shared_start(one, [0.0], seed=0, **SETTINGS), "last")
+    picked = pick_epochs(train_from_shared_start(one, [0.0], seed=0, **SETTINGS))
     share = float((data.test_labels == 4).double().mean())
-    assert last.loc[0.0, "clean_test"] == pytest.approx(share, abs=1e-6)
+    last = picked.query("rule == 'last' and stage == 'rate'")
+    assert last["clean_test"].item() == pytest.approx(share, abs=1e-6)
