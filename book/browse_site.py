@@ -51,6 +51,9 @@ os.execvp(sys.argv[3], sys.argv[3:])"""
 
 # Resolves once fonts and maths are in place, to what the checks need.
 PROBE = """(async () => {
+  const still = document.createElement("style");
+  still.textContent = "*, *::before, *::after { transition: none !important; }";  // else a sidebar is seen half-way
+  document.head.append(still);
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
   await document.fonts.ready;
   await new Promise(done => setTimeout(done, 100));
