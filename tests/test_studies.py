@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 import nls
@@ -14,8 +13,6 @@ from nls.studies import STUDIES, load_curves, load_study, method_name, noise_nam
 sys.path.insert(0, str(Path(__file__).parents[1] / "book"))
 
 import study as command
-
-STORED = [name for name in STUDIES if name != "cifar10_paper"]
 
 
 @pytest.fixture
@@ -30,7 +27,6 @@ def folder(tmp_path, monkeypatch):
     np.savez(tmp_path / "data" / "cifar10.npz", **arrays)
     monkeypatch.setenv("NLS_RESULTS", str(tmp_path / "results"))
     return tmp_path
-
 
 
 def run(folder, *arguments):
@@ -98,32 +94,3 @@ def test_unknown_studies_and_empty_choices_are_refused(folder, capsys):
     with pytest.raises(SystemExit):
         run(folder, "cifar10_small", "--only", "noise=blue")
     assert "--only noise=blue: no such cells in cifar10_small" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", STORED)
-def test_stored_rows_are_those_of_the_card(name):
-    """The numbers of the data cards; a study that is continued must say so there."""
-    expected = {
-        "cifar10_small": {"done": 474, "missing": 6},
-        "cifar10_memorising": {"done": 13, "diverged": 2, "missing": 48},
-        "cifar10_large": {"done": 3, "missing": 69},
-    }
-    if name not in expected:
-        pytest.skip("not stored")
-    table = load_study(name)
-    assert table["state"].value_counts().to_dict() == expected[name]
-    curves, lengths = load_curves(name), {cell.id: cell.epochs + cell.warmup_epochs for cell in study(name)}
-    assert curves.groupby("id").size().to_dict() == {key: lengths[key] for key in table.dropna(subset="seconds")["id"]}
-
-
-def test_the_small_study_holds_what_it_promises():
-    table = load_study("cifar10_small").query("state == 'done'")
-    rates = table[table["loss"].eq("gls") & ~table["normalized"]].groupby("noise_name")["smooth_rate"].nunique()
-    assert len(rates) == 8
-    assert (rates >= 6).all()
-    others = table[~table["loss"].eq("gls")].groupby(["noise_name", "seed"])["loss"].nunique()
-    assert (others >= 5).all()
-    seeds = table.groupby(["noise_name", "method"])["seed"].nunique().unstack()
-    assert (seeds.loc[["symmetric_0.4", "symmetric_0.6"]] == 3).all(axis=None)
-    assert (seeds.loc["cifar10n_worst"] == 3).sum() >= 17
-    assert pd.notna(table["accuracy_last"]).all()
