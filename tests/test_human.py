@@ -406,5 +406,5 @@ def test_the_labels_are_in_the_order_of_cifar10():
 
 
 def test_no_label_file_is_kept_in_the_project():
-    assert not list((ROOT / "book").rglob("*_human.*"))
+    assert not list((ROOT / "book").rglob("*_human.pt"))
     assert human.NUM_EXAMPLES == 50_000

@@ -171,6 +171,8 @@ def remount(folder, option):
     subprocess.run(["mount", "-o", f"remount,{option}", folder], check=True)
 
 
+# When a run is aborted, joblib's own thread may look up a task that was just taken back; nothing waits for it.
+@pytest.mark.filterwarnings("ignore:Exception in thread ExecutorManagerThread")
 def test_a_full_drive_loses_nothing(whole, small_drive):
     with pytest.raises(OSError, match=r"the store .* must take a record of \d+ bytes: No space left on device"):
         run_grid(GRID, store=small_drive, workers=2)

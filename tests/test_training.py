@@ -484,6 +484,9 @@ def test_schedules_have_their_shapes():
     step = [schedule_factor("step", s, 200) for s in range(200)]
     assert step == [1.0] * 100 + [0.1] * 50 + [0.01] * 50  # the released recipe: .1 x 100, .01 x 50, .001 x 50
     assert [schedule_factor("step", s, 7) for s in range(7)] == [1, 1, 1, 1, 0.1, 0.1, 0.01]
+    thirds = [schedule_factor("thirds", s, 120) for s in range(120)]
+    assert thirds == pytest.approx([1.0] * 40 + [0.1] * 40 + [0.01] * 40)  # the released warm-up: .1, .01, .001 x 40
+    assert [schedule_factor("thirds", s, 4) for s in range(4)] == pytest.approx([1, 1, 0.1, 0.01])
     cosine = torch.tensor([schedule_factor("cosine", s, 200) for s in range(200)])
     assert float(cosine[0]) == 1.0
     assert float(cosine[100]) == pytest.approx(0.5)
@@ -496,7 +499,7 @@ def test_schedules_have_their_shapes():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("linear", 0, 1), ValueError, "schedule must be one of 'constant', 'cosine', 'step', got 'linear'"),
+        (("linear", 0, 1), ValueError, "schedule must be one of 'constant', 'cosine', 'step', 'thirds', got"),
         (("step", 3, 3), ValueError, "step must be at most 2, got 3"),
         (("step", -1, 3), ValueError, "step must be at least 0, got -1"),
         (("step", 0, 0), ValueError, "num_steps must be at least 1, got 0"),
