@@ -54,6 +54,19 @@ def lose_the_control(patch):
     patch.setattr(nls.image_runs, "load_study", load)
 
 
+def far_stage_gains(patch):
+    """Make negative rates better where the stage of the released recipe goes as far as the original."""
+    original = nls.image_runs.load_study
+
+    def load(name):
+        table = original(name)
+        if name == "cifar10_released":
+            table["accuracy_last"] += 0.05 * (table["learning_rate"].eq(1e-4) & table["smooth_rate"].lt(0))
+        return table
+
+    patch.setattr(nls.image_runs, "load_study", load)
+
+
 def rates_exchanged_live(patch):
     """Train r = 0.4 where r = -2 is asked for, and the other way round."""
     train = nls.run_grid
@@ -100,8 +113,9 @@ MUTATIONS = {
         {"over-ls-symmetric_0.4", "over-ls-symmetric_0.6", "nll-at-theory", "step-gives-back", "after-memorising",
          "more-after-memorising", "forgets", "not-the-step", "positive-hurts"}),
     "normalised and not": (
-        [relabel("cifar10_small", {f"r = {r}": f"r = {r}, normalised" for r in ("0.4", "-0.8", "-2", "-6")})],
-        {"step-gives-back", "valley-moves"}),
+        [relabel("cifar10_small", {f"r = {r}": f"r = {r}, normalised" for r in ("0.4", "-0.8", "-2", "-6")}),
+         far_stage_gains],
+        {"step-gives-back", "valley-moves", "released-as-far"}),
     "control lost": (
         [relabel("cifar10_small", {"r = 0": "r = -6, normalised"}), lose_the_control],
         {"rate-still-costs", "price-falls", "released-stage", "tiny-step"}),
@@ -145,9 +159,9 @@ def untested(page):
 
 def test_claims_are_as_the_page_says(page):
     assert unexpected(page) == set()
-    assert untested(page) - {"released-as-far"} == {"full-length", "asymmetric-20", "cifar-100"}
+    assert untested(page) == {"full-length", "asymmetric-20", "cifar-100"}
     fallen = {name for _, names in MUTATIONS.values() for name in names}
-    assert {claim.name for claim in page["claims"]} - untested(page) - fallen <= {"released-as-far"}
+    assert {claim.name for claim in page["claims"]} - untested(page) == fallen
     assert all(claim.test == "test_chapter_images.py::test_claims_are_as_the_page_says" or claim.holds is None
                for claim in page["claims"])  # fmt: skip
 
@@ -179,6 +193,16 @@ def test_effects_are_those_of_a_plain_loop(page):
         assert gains[f"over r = 0, {key}", "symmetric_0.4"].mean == pytest.approx(100 * np.mean(values))
     assert gains["over the warm-up", "symmetric_0.4"].mean == pytest.approx(100 * np.mean(start))
     assert gains["over the warm-up", "symmetric_0.4"].n == 3
+
+
+def test_the_text_on_the_far_stage_counts_the_stored_seeds(page):
+    """Effects and numbers of seeds at 1e-4, from the rows by hand."""
+    rows = nls.load_results("cifar10_released").query("learning_rate == 1e-4 and warmup_pick == 'clean_test'")
+    table = rows.pivot(index="seed", columns=["noise_name", "smooth_rate"], values="accuracy_last")["symmetric_0.6"]
+    gaps = 100 * table.sub(table[0.0], axis=0)[[-0.8, -2.0, -6.0]].dropna()
+    said = f"60 %: {gaps.mean().min():+.2f} to {gaps.mean().max():+.2f} points, n = {len(gaps)}"
+    assert said in page["far"]
+    assert page["far"].endswith("No interval from three seeds is above zero.")
 
 
 def test_the_measured_time_of_an_epoch_is_that_of_the_card(page):
