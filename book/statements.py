@@ -9,7 +9,8 @@ from parameters import BookError
 KEY = "nls_claims"  # where a table of claims leaves its records, in the metadata of its output
 MARKER = "<!-- statements -->"
 FIELDS = {
-    "name", "statement", "source", "effect", "protocol", "kind", "says", "test", "figure", "condition", "cost", "verdict"
+    "name", "statement", "source", "effect", "protocol", "kind", "says", "test", "figure", "condition", "cost",
+    "verdict",
 }  # fmt: skip
 REFUTED = ("fails", "not reproduced")
 
