@@ -133,7 +133,7 @@ class RecordStore:
         part = self.folder / f".{record['id']}.part"
         try:
             with open(part, "wb") as file:
-                file.write(_encode(record))
+                file.write(encode(record))
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(self.folder / f"{record['id']}.json")
@@ -141,7 +141,7 @@ class RecordStore:
         except OSError as error:
             with contextlib.suppress(OSError):  # a drive that became read-only
                 part.unlink(missing_ok=True)
-            message = f"the store {self.folder} must take a record of {len(_encode(record))} bytes: {error.strerror}"
+            message = f"the store {self.folder} must take a record of {len(encode(record))} bytes: {error.strerror}"
             raise OSError(error.errno, message) from error
 
     def table(self, grid: Grid) -> pd.DataFrame:
@@ -253,19 +253,25 @@ def _checked(grid: object) -> Grid:
     return grid
 
 
-def _encode(record: dict) -> bytes:
+def encode(record: dict) -> bytes:
+    """Return what the file of a record holds: the SHA-256 of its JSON, and the JSON."""
     body = json.dumps(record).encode() + b"\n"
     return f"{FORMAT} {hashlib.sha256(body).hexdigest()}\n".encode() + body
 
 
-def _decode(content: bytes, cell: Cell, files: dict[str, str]) -> dict:
+def decode(content: bytes) -> dict:
     """Return the record in a file, or raise a ValueError that says what is wrong with it."""
     head, _, body = content.partition(b"\n")
     if not head.startswith(FORMAT.encode() + b" "):
         raise ValueError(f"it does not start with {FORMAT!r}, so it is foreign, empty or damaged")
     if head != f"{FORMAT} {hashlib.sha256(body).hexdigest()}".encode():
         raise ValueError(f"its {len(content)} bytes do not have the checksum in their first line: cut short or changed")
-    record = json.loads(body)
+    return json.loads(body)
+
+
+def _decode(content: bytes, cell: Cell, files: dict[str, str]) -> dict:
+    """Return the record of a cell in a file, or raise a ValueError that says what is wrong with it."""
+    record = decode(content)
     if record.get("engine") != ENGINE_VERSION:
         raise ValueError(f"it was made by engine {record.get('engine')}, this is engine {ENGINE_VERSION}")
     if record.get("id") != cell.id:
