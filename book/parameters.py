@@ -12,6 +12,9 @@ from pathlib import Path
 import nbformat
 import yaml
 
+CELL_TIMEOUT = 900
+"""Seconds a cell may take where its profile says nothing else."""
+
 SCALARS = (bool, int, float, str)
 
 
@@ -44,8 +47,12 @@ def _read_profile(name, profile, where: str) -> dict[str, dict]:
     """Return notebook -> parameter -> value of one profile; a notebook or a list left empty has no values."""
     if not isinstance(name, str):
         raise BookError(f"{where}: profile {name!r}: expected a name that is text, got {type(name).__name__}")
-    if not isinstance(profile, dict) or set(profile) != {"description", "notebooks"}:
-        raise BookError(f"{where}: profile {name}: expected the keys description and notebooks, got {profile!r}")
+    if not isinstance(profile, dict) or set(profile) - {"cell_timeout"} != {"description", "notebooks"}:
+        expected = "expected the keys description and notebooks, and perhaps cell_timeout"
+        raise BookError(f"{where}: profile {name}: {expected}, got {profile!r}")
+    seconds = profile.get("cell_timeout", CELL_TIMEOUT)
+    if type(seconds) is not int or seconds < 1:
+        raise BookError(f"{where}: profile {name}, cell_timeout: expected whole seconds, at least 1, got {seconds!r}")
     notebooks = {} if profile["notebooks"] is None else profile["notebooks"]
     if not isinstance(notebooks, dict):
         raise BookError(f"{where}: profile {name}, notebooks: expected notebook: parameters, got {notebooks!r}")
@@ -53,6 +60,22 @@ def _read_profile(name, profile, where: str) -> dict[str, dict]:
         if not isinstance(values, dict | None):
             raise BookError(f"{where}: profile {name}, {stem}: expected parameter: value, got {values!r}")
     return {stem: values or {} for stem, values in notebooks.items()}
+
+
+def _read_tree(path: Path) -> dict:
+    """Return profile -> what profiles.yml says of it."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            tree = yaml.load(stream, _UniqueKeys)
+    except FileNotFoundError:
+        raise BookError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise BookError(f"{path}: expected text in UTF-8, got {_bad_byte(error)}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
+        raise BookError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict) or set(tree) != {"profiles"} or not isinstance(tree["profiles"], dict):
+        raise BookError(f"{path}: expected one top-level key, profiles, that maps names to profiles")
+    return tree["profiles"]
 
 
 def read_profiles(path: Path) -> dict[str, dict[str, dict]]:
@@ -67,18 +90,24 @@ def read_profiles(path: Path) -> dict[str, dict[str, dict]]:
     Raises:
         BookError: If the file is missing, is no YAML in UTF-8, repeats a key or has another layout.
     """
-    try:
-        with path.open(encoding="utf-8") as stream:
-            tree = yaml.load(stream, _UniqueKeys)
-    except FileNotFoundError:
-        raise BookError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise BookError(f"{path}: expected text in UTF-8, got {_bad_byte(error)}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
-        raise BookError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(tree, dict) or set(tree) != {"profiles"} or not isinstance(tree["profiles"], dict):
-        raise BookError(f"{path}: expected one top-level key, profiles, that maps names to profiles")
-    return {name: _read_profile(name, profile, str(path)) for name, profile in tree["profiles"].items()}
+    return {name: _read_profile(name, profile, str(path)) for name, profile in _read_tree(path).items()}
+
+
+def read_cell_timeout(path: Path, profile: str) -> int:
+    """Return how long a cell may take in a profile.
+
+    Args:
+        path: The file profiles.yml.
+        profile: The name of a profile in it.
+
+    Returns:
+        Seconds, ``CELL_TIMEOUT`` where the profile does not say.
+
+    Raises:
+        BookError: As :func:`read_profiles`.
+    """
+    read_profiles(path)  # refuses what cannot be meant
+    return _read_tree(path)[profile].get("cell_timeout", CELL_TIMEOUT)
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:

@@ -28,11 +28,10 @@ import joblib
 import yaml
 from execute import ANSI, child_environment, run_notebooks
 from launch import LAUNCH_BRANCH, launch_settings, repository_url, source_commit, write_launch_copies
-from parameters import BookError, plan_runs
+from parameters import BookError, plan_runs, read_cell_timeout
 from statements import write_statements
 
 ROOT = Path(__file__).resolve().parents[1]
-CELL_TIMEOUT = 900
 
 
 def stage_sources(root: Path, out: Path) -> Path:
@@ -147,10 +146,9 @@ def execute_book(root: Path, out: Path, runs: dict[str, dict], args: argparse.Na
         f"profile {args.profile}: {len(chosen)} notebooks, {jobs} at once, {workers} of {cores} cores each", flush=True
     )
     environment = child_environment(root, workers, os.environ)
+    timeout = args.cell_timeout or read_cell_timeout(root / "book" / "profiles.yml", args.profile)
     failures = []
-    for done, outcome in enumerate(
-        run_notebooks(source, stage / "notebooks", chosen, jobs, environment, args.cell_timeout), 1
-    ):
+    for done, outcome in enumerate(run_notebooks(source, stage / "notebooks", chosen, jobs, environment, timeout), 1):
         print(f"[{done}/{len(chosen)}] {outcome}", flush=True)
         if outcome.error:
             failures.append(f"notebooks/{outcome.name}.ipynb: " + outcome.error)
@@ -295,9 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--only", default="*", metavar="GLOB", help="execute only these; render if the others are fresh"
     )
     parser.add_argument("--set", action="append", default=[], metavar="NOTEBOOK.PARAMETER=VALUE", help="override")
-    parser.add_argument(
-        "--cell-timeout", type=positive, default=CELL_TIMEOUT, help="seconds a cell may take (default: %(default)s)"
-    )
+    parser.add_argument("--cell-timeout", type=positive, help="seconds a cell may take (default: the profile's)")
     parser.add_argument("--out", type=Path, help="build folder (default: _build)")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of _config.yml and book/ (default: this one)")
     try:

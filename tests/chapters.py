@@ -11,18 +11,20 @@ from nls import plotting
 NOTEBOOKS = Path(__file__).parents[1] / "book" / "notebooks"
 
 
-def run_chapter(stem, patch, **values):
+def run_chapter(stem, patch, whole=False, **values):
     """Execute the cells of a chapter, but for its figures and solutions, and return its names.
 
     Args:
         stem: The notebook's name without its ending.
         patch: pytest's MonkeyPatch; nothing is glued, and claims that fail are reported, not raised.
+        whole: Whether to execute figures and solutions, too.
         values: Parameters with other values than the default.
     """
     patch.setattr(plotting, "glue", lambda name, value: None)
     names = {}
     for cell in nbformat.read(NOTEBOOKS / f"{stem}.ipynb", as_version=4).cells:
-        if cell.cell_type != "code" or "mystnb" in cell.metadata or cell.id.startswith("solution-"):
+        left_out = not whole and ("mystnb" in cell.metadata or cell.id.startswith("solution-"))
+        if cell.cell_type != "code" or left_out:
             continue
         exec(compile(cell.source, f"{stem}:{cell.id}", "exec"), names)
         if "parameters" in cell.metadata.get("tags", []):

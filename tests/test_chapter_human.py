@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from chapters import run_chapter, run_solution, unexpected
-from planted_studies import relabel, splits_in_the_build
+from planted_studies import relabel, splits_in_the_build, write_made_cifar
 
 import nls
 import nls.human
@@ -186,6 +186,17 @@ def test_the_digits_err_as_the_matrix_says(page):
     expected = float((1 - matrix.diagonal())[data.train_labels].mean())
     assert abs(share - expected) < 4 * (0.25 / len(labels)) ** 0.5
     assert (page["live"]["method"].value_counts() == SMALL["live_seeds"]).all()
+
+
+def test_the_page_can_be_run_whole_with_a_study_trained_again(tmp_path, patch):
+    write_made_cifar(tmp_path, num_train=50_000, human=True)
+    patch.setenv("NLS_DATA", str(tmp_path))
+    patch.setenv("NLS_WORKERS", "1")
+    sizes = {"num_seeds": 1, "num_examples": 110, "warmup_epochs": 1, "epochs": 1}
+    page = run_chapter(STEM, patch, whole=True, recompute=True, store=str(tmp_path / "kept"), **sizes, **SMALL)
+    assert len(page["done"]) == 3 * 20
+    assert page["curves"]["epoch"].max() == 2
+    assert len(list((tmp_path / "kept").glob("*.json"))) == 3 * 20
 
 
 def test_the_page_trains_what_it_says(page):

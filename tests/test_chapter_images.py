@@ -1,15 +1,13 @@
 """The chapter on images: its claims hold, each falls under a planted mutation, and its study can be trained again."""
 
-import nbformat
 import numpy as np
 import pytest
-from chapters import NOTEBOOKS, run_chapter, run_solution, unexpected
-from planted_studies import relabel, splits_in_the_build
+from chapters import run_chapter, run_solution, unexpected
+from planted_studies import relabel, splits_in_the_build, write_made_cifar
 
 import nls
 import nls.engine
 import nls.image_runs
-from nls import plotting
 
 STEM = "14_images"
 SMALL = {"live_seeds": 3}
@@ -227,27 +225,15 @@ def test_missing_cells_are_shown_as_missing(patch):
     assert "released-as-far" in untested(page)
 
 
-def test_the_study_can_be_trained_again_from_a_folder(tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
-    clean = rng.permutation(np.arange(160) % 10)
-    images = (clean[:, None, None, None] * 20 + rng.integers(0, 40, (160, 8, 8, 3))).astype(np.uint8)
-    arrays = {"train_images": images, "train_labels": clean, "test_images": images[:40], "test_labels": clean[:40]}
-    np.savez(tmp_path / "cifar10.npz", **arrays)
-    monkeypatch.setenv("NLS_WORKERS", "1")
-    monkeypatch.setattr(plotting, "glue", lambda name, value: None)
-    cells = {cell.id: cell.source for cell in nbformat.read(NOTEBOOKS / f"{STEM}.ipynb", as_version=4).cells}
-    names = {}
+def test_the_page_can_be_run_whole_with_a_study_trained_again(tmp_path, patch):
+    write_made_cifar(tmp_path)
+    patch.setenv("NLS_DATA", str(tmp_path))
+    patch.setenv("NLS_WORKERS", "1")
     sizes = {"num_seeds": 1, "num_examples": 110, "warmup_epochs": 1, "epochs": 1}
-    for name in ("imports", "parameters", "settings", "load"):
-        exec(cells[name], names)
-        if name == "parameters":
-            assert not sizes.keys() - names.keys()
-            names.update(sizes, recompute=True, root=str(tmp_path), store=str(tmp_path / "kept"))
-        if name == "settings":
-            names["noises"] = {"symmetric_0.4": "40 %"}
-    assert len(names["done"]) == 20
-    assert names["curves"]["epoch"].max() == 2
-    assert list((tmp_path / "kept").iterdir())
+    page = run_chapter(STEM, patch, whole=True, recompute=True, store=str(tmp_path / "kept"), **sizes, **SMALL)
+    assert len(page["done"]) == 5 * 20
+    assert page["curves"]["epoch"].max() == 2
+    assert len(list((tmp_path / "kept").glob("*.json"))) == 5 * 20
 
 
 def test_the_page_trains_what_it_says(page):

@@ -1,5 +1,6 @@
 """The pipeline, on a tiny book: what it refuses, how it fails, what it leaves behind."""
 
+import contextlib
 import json
 import os
 import re
@@ -179,7 +180,13 @@ def test_unknown_profile_lists_the_known(book, capsys):
             "profiles.yml: profile 1: expected a name that is text, got int",
         ),
         ("profiles: {smoke: 2020-99-99}", "profiles.yml: not valid YAML: month must be in 1..12"),
-        ("profiles:\n  smoke: {notebooks: {}}", "smoke: expected the keys description and notebooks, got {'notebooks'"),
+        ("profiles:\n  smoke: {notebooks: {}}", "smoke: expected the keys .* got {'notebooks'"),
+        ("profiles:\n  smoke: {description: d, notebooks: {}, jobs: 2}", "smoke: expected the keys .* got {'descrip"),
+        (
+            "profiles:\n  smoke: {description: d, notebooks: {}, cell_timeout: 1h}",
+            "profile smoke, cell_timeout: expected whole seconds, at least 1, got '1h'",
+        ),
+        ("profiles:\n  smoke: {description: d, notebooks: {}, cell_timeout: 0}", "cell_timeout: .* got 0"),
         ("smoke: {}", "expected one top-level key, profiles"),
         ("profiles:\n  smoke:\n  smoke:\n", "line 3: smoke is given twice"),
         ("profiles: [", "not valid YAML"),
@@ -338,6 +345,20 @@ def test_failures_name_notebook_cell_and_error(tmp_path, capsys):
     assert len(re.findall(r"^\[\d/5\] 0\d_\w+ +(ok|FAILED) +\d+\.\d s", out, re.MULTILINE)) == 5
     assert not (root / "_build" / "html").exists()
     assert not (root / "_build" / "stage" / "book" / "notebooks" / "01_raises.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("profile", "flag", "seconds"),
+    [("", [], 900), (", cell_timeout: 7", [], 7), (", cell_timeout: 7", ["--cell-timeout", "5"], 5)],
+)
+def test_the_flag_or_else_the_profile_says_how_long_a_cell_may_take(book, monkeypatch, profile, flag, seconds):
+    text = f"profiles: {{book: {{description: d, notebooks: {{}}{profile}}}}}"
+    (book / "book" / "profiles.yml").write_text(text)
+    seen = []
+    monkeypatch.setattr(run, "run_notebooks", lambda *given: seen.append(given[-1]) or [])
+    with contextlib.suppress(Exception):  # without results there is nothing to render
+        run.main(["--root", str(book), *flag])
+    assert seen == [seconds]
 
 
 # What a build leaves
