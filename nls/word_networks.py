@@ -183,11 +183,8 @@ def run_words(
     prior = unigram_prior(words, text.num_words)
     frequency = words.bincount(minlength=text.num_words)
     network = WordNetwork(prior.float(), contexts.shape[1], embedding, hidden, dropout, draws)
-    weights = [p for p in network.parameters() if p.ndim > 1]
-    rest = {"params": [p for p in network.parameters() if p.ndim == 1], "weight_decay": 0.0}
-    groups = [{"params": weights, "weight_decay": weight_decay}, rest]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     smooth_to = prior.float() if target == "unigram" else None
+    optimizer = _adam(network, learning_rate, weight_decay)
     rows = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # dropout draws from the global stream
@@ -200,6 +197,15 @@ def run_words(
                 optimizer.step()
             rows.append({"epoch": epoch} | _measures(network.eval(), text, parts, prior, frequency))
     return rows
+
+
+def _adam(network: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Return Adam with decoupled weight decay of all weights but the biases."""
+    groups = [
+        {"params": [p for p in network.parameters() if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in network.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
 
 
 def _measures(
