@@ -238,9 +238,9 @@ def measure_words(
 
     Returns:
         ``nll`` in nats; ``known_nll``, the same over next words that the training text has, with all others ruled out;
-        ``accuracy`` and mean ``confidence`` of the likeliest word and its calibration error ``ece``, in bins of width
-        0.1; and for each of ``RARITIES`` the ``mass_`` that words of this rarity get and the ``share_`` of the next
-        words that they are.
+        ``accuracy`` and mean ``confidence`` of the likeliest word, the first of equally likely ones, and its
+        calibration error ``ece``, in bins of width 0.1; and for each of ``RARITIES`` the ``mass_`` that words of this
+        rarity get and the ``share_`` of the next words that they are.
 
     Examples:
         >>> rows = [torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])]
@@ -260,8 +260,8 @@ def _columns(batches: Iterable[torch.Tensor], words: torch.Tensor, frequency: to
     """Return for each word its probability, the largest one, whether they are the same, and the mass by rarity."""
     members, parts, start = nn.functional.one_hot(_kinds(frequency), len(RARITIES)), [], 0
     for rows in batches:
-        own, top = rows.gather(1, words[start : start + len(rows), None])[:, 0], rows.amax(1)
-        three = torch.stack((own, top, own == top), 1)
+        line, top = words[start : start + len(rows)], rows.max(1)
+        three = torch.stack((rows.gather(1, line[:, None])[:, 0], top.values, top.indices == line), 1)
         parts.append(torch.cat([three, rows @ members.to(rows.dtype)], 1).double())
         start += len(rows)
     return torch.cat(parts)
