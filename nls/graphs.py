@@ -15,8 +15,9 @@ References:
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -550,7 +551,7 @@ def graph_runs(seeds: Sequence[int], **settings: float) -> list[dict]:
 
     Examples:
         >>> len(graph_runs(range(5))), graph_runs([0])[0]["noise_ratio"]
-        (170, 0.0)
+        (160, 0.0)
     """
     middle, instance = {"noise": "normal", "mean": 10.0, "deviation": 15.0}, {"noise": "instance"}
     thirds, cells = (0.0, 0.5, 1.0), []
@@ -575,4 +576,31 @@ def graph_runs(seeds: Sequence[int], **settings: float) -> list[dict]:
     add("max-sum", "degree", {"noise": "gamma", "deviation": 15.0}, (1.0,))
     add("max-max", "degree", middle, (1.0,))
     add("max-max", "feature", instance, (0.5,))
-    return [cell | {"seed": seed} | settings for cell in cells for seed in seeds]
+    defaults = {name: value.default for name, value in inspect.signature(graph_run).parameters.items()}
+    defaults = {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
+    return [defaults | cell | {"seed": seed} | settings for cell in cells for seed in seeds]
+
+
+def label_name(run: Mapping[str, object]) -> str:
+    """Return a name for the labels that a run of :func:`graph_runs` was trained on, and for what else is special to it.
+
+    Args:
+        run: Parameters of :func:`graph_run`.
+
+    Returns:
+        Such as ``"clean"``, ``"clean alone"`` where there are no other graphs, ``"shuffled"``, ``"normal 15 at 50 %"``,
+        and ``", mae"`` or ``", raw"`` where the loss or the scale of the numbers is not the default.
+
+    Examples:
+        >>> runs = graph_runs([0])
+        >>> [label_name(run) for run in runs[:4]]
+        ['clean', 'normal 15 at 50 %', 'normal 15 at 100 %', 'shuffled']
+    """
+    name = f"{run['noise']} {run['deviation']:g}".removesuffix(" 0") + f" at {100 * run['noise_ratio']:g} %"
+    if run["noise"] == "none":
+        name = "clean alone"
+    elif not run["noise_ratio"]:
+        name = "clean"
+    elif run["noise"] == "shuffled" and run["noise_ratio"] == 1:
+        name = "shuffled"
+    return name + ", mae" * (run["loss"] == "mae") + ", raw" * (run["feature_scale"] == 1)
