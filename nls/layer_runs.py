@@ -1,0 +1,256 @@
+r"""What each layer of a network knows while it learns noisy labels, and what a few clean ones buy: one run, all rows.
+
+:func:`layer_run` trains one warm-up with cross entropy, then a stage for each of several losses from its end. At some
+epochs it fits linear probes to a few clean labels, layer by layer; at the end of each stage it spends the same labels
+in other ways. It is a function of plain parameters, so that :func:`nls.runs.run_all` keeps and resumes it.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from nls import _checks
+from nls.activations import activations
+from nls.data import Dataset, load_dataset
+from nls.each import fit_each
+from nls.easy import WAYS, mark_images, mixed_labels
+from nls.grid import TRANSITIONS
+from nls.loss_table import LOSSES
+from nls.models import NETWORKS, predict_logits
+from nls.noise import draw_noisy_labels
+from nls.probes import CONTROLS, power_of, predictive_power, untrained
+from nls.training import seeded_generator
+
+NOISES = (*TRANSITIONS, *(f"picture_{way}" for way in WAYS))
+"""Noises of a run: those of one matrix; or the class of the picture, where a pixel tells the class to be learnt."""
+
+_WIDTH = 256
+_HELD_OUT = 0.1
+
+
+def image_mlp(num_classes: int, shape: tuple[int, ...], width: int = _WIDTH) -> nn.Sequential:
+    """Return three hidden layers of ReLUs on the pixels of an image.
+
+    Args:
+        num_classes: K.
+        shape: Of one image, (C, H, W).
+        width: Units of a hidden layer.
+
+    Returns:
+        The network, initialised from torch's global generator.
+
+    Examples:
+        >>> image_mlp(10, (1, 8, 8))(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+    sizes = (torch.Size(shape).numel(), width, width, width)
+    # An image in channels_last order is flattened as it lies, which is the same order for every image.
+    hidden = [part for pair in itertools.pairwise(sizes) for part in (nn.Linear(*pair), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, num_classes))
+
+
+def layer_run(
+    *,
+    dataset: str = "digits_images",
+    root: str | None = None,
+    noise: str = "symmetric",
+    noise_rate: float = 0.4,
+    network: str = "cnn",
+    methods: str = "r=0",
+    seed: int = 0,
+    num_examples: int = 0,
+    num_test: int = 0,
+    warmup_epochs: int = 0,
+    epochs: int = 10,
+    learning_rate: float = 0.05,
+    stage_learning_rate: float = 0.0,
+    augment: str | None = None,
+    measured: str = "",
+    per_class: str = "10",
+    draws: int = 3,
+    rescue: str = "",
+    tuned_draws: int = 1,
+) -> list[dict]:
+    """Train one network with several losses on noisy labels, and probe its layers.
+
+    The split's validation images are the pool of clean examples; a tenth of the training images validates, with noisy
+    labels. No two parts share an image.
+
+    Args:
+        dataset: A set of images of :func:`nls.load_dataset`.
+        root: Its folder, or None.
+        noise: One of ``NOISES``.
+        noise_rate: Share of wrong labels; for the pictures, the share of labels that are those of the picture.
+        network: One of ``nls.models.NETWORKS``, or ``"mlp"``, see :func:`image_mlp`.
+        methods: Losses of the stage, apart by spaces: ``"r=-0.8"``, or names of ``nls.loss_table.LOSSES``.
+        seed: Draws split, noise, initialisation, order and the clean examples.
+        num_examples: Training images, with those that validate; 0 for all.
+        num_test: Test images; 0 for all.
+        warmup_epochs: Epochs of cross entropy before the stage, once for all methods.
+        epochs: Epochs of the stage.
+        learning_rate: Of the warm-up, and of the stage if ``stage_learning_rate`` is 0; momentum is .9.
+        stage_learning_rate: Of the stage.
+        augment: As for :func:`nls.fit_each`.
+        measured: Epochs at which layers are probed, apart by spaces; the last one always is.
+        per_class: Clean examples of each class, numbers apart by spaces.
+        draws: Draws of the clean examples, whose mean is reported.
+        rescue: Other ways to spend them at the end, apart by spaces, see ``nls.probes.CONTROLS``.
+        tuned_draws: Draws for these.
+
+    Returns:
+        Rows with ``method`` (``"warm-up"`` until its end), ``epoch`` from 1, ``what``, ``layer``, ``depth`` (from 1;
+        0 for the input, and for all that is no layer), ``per_class`` and ``accuracy`` on clean test labels. ``what``
+        is ``"network"`` (after every epoch, with ``validation``, accuracy on noisy labels held out, and
+        ``memorised``, the share of wrong training labels that it predicts), ``"probe"``, ``"input"`` and ``"random"``
+        (of the network before training), or one of ``rescue``.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If a name is unknown or a number is out of range.
+
+    Examples:
+        >>> rows = layer_run(network="mlp", num_examples=100, epochs=1, draws=1)
+        >>> [(row["what"], row["layer"]) for row in rows][:3]
+        [('network', 'output'), ('probe', '2'), ('probe', '4')]
+    """
+    data = _Split(dataset, root, noise, noise_rate, seed, num_examples, num_test)
+    counts = [int(count) for count in per_class.split()]
+    epochs_measured = {int(epoch) for epoch in measured.split()} | {warmup_epochs + epochs}
+    controls = [_checks.choice(name, "rescue", CONTROLS) for name in rescue.split()]
+    build = _builder(network, data)
+    power = functools.partial(
+        power_of, labels=data.pool_labels, test_labels=data.test_labels, per_class=counts, draws=draws,
+        num_classes=data.classes, seed=seed,
+    )  # fmt: skip
+    rows, shared = [], {}
+    for method in methods.split():
+        watch = _Watch(data, method, warmup_epochs, epochs_measured, power, rows)
+        fit = fit_each(
+            data.features, data.labels, num_classes=data.classes, network=build, epochs=epochs,
+            learning_rate=stage_learning_rate or learning_rate, warmup_epochs=warmup_epochs,
+            warmup_learning_rate=learning_rate if warmup_epochs else None, weight_decay=1e-4, augment=augment,
+            seed=seed, evaluate=watch, shared_warmup=shared if warmup_epochs else None, **_loss(method, data, seed),
+        )  # fmt: skip
+        if method == methods.split()[0]:
+            watch.probe("input", "", 0, fit.network, ["input"])
+            watch.probe("random", "", 0, untrained(fit.network, seed))
+        if controls:
+            tables = predictive_power(
+                fit.network, (data.pool, data.pool_labels), (data.test, data.test_labels), train=data.features,
+                per_class=counts, draws=tuned_draws, layers=["penultimate"], controls=controls,
+                num_classes=data.classes, seed=seed,
+            )  # fmt: skip
+            tables = tables[tables["method"].isin(controls)]
+            for (what, count), part in tables.groupby(["method", "per_class"]):
+                rows.append(_row(method, warmup_epochs + epochs, what, "", 0, count, part["accuracy"].mean()))
+    return rows
+
+
+class _Split:
+    """The parts of a data set in one run: noisy labels to train and validate on, a clean pool, a clean test set."""
+
+    def __init__(
+        self, name: str, root: str | None, noise: str, noise_rate: float, seed: int, num_examples: int, num_test: int
+    ) -> None:
+        _checks.choice(noise, "noise", NOISES)
+        data: Dataset = load_dataset(name, root, seed)
+        size = num_examples or len(data.train_labels)
+        if not 10 <= size <= len(data.train_labels):
+            raise ValueError(f"num_examples must be from 10 to {len(data.train_labels)}, or 0 for all, got {size}")
+        self.classes = data.num_classes
+        parts = {
+            "train": (data.train_features[:size], data.train_labels[:size]),
+            "pool": (data.validation_features, data.validation_labels),
+            "test": (data.test_features[: num_test or None], data.test_labels[: num_test or None]),
+        }
+        way = noise.removeprefix("picture_")
+        drawn, pictured = seeded_generator(seed, "train noise"), parts["train"][1]
+        self.transition = TRANSITIONS[noise](self.classes, noise_rate) if noise in TRANSITIONS else None
+        if self.transition is None:
+            parts = {
+                name: self._marked(*part, way, seeded_generator(seed, f"{name} pixels")) for name, part in parts.items()
+            }
+        features, clean = parts["train"]
+        if self.transition is None:
+            noisy, _ = mixed_labels(clean, pictured, noise_rate, drawn)
+        else:
+            noisy = draw_noisy_labels(clean, self.transition, drawn)
+        held_out = int(_HELD_OUT * size)
+        self.features, self.labels, self.clean = features[held_out:], noisy[held_out:], clean[held_out:]
+        self.validation, self.validation_labels = features[:held_out], noisy[:held_out]
+        self.pool, self.pool_labels = parts["pool"]
+        self.test, self.test_labels = parts["test"]
+
+    def _marked(self, images: torch.Tensor, labels: torch.Tensor, way: str, generator: torch.Generator) -> tuple:
+        """Return images with a pixel that tells a class drawn anew, and that class."""
+        told = torch.randint(self.classes, labels.shape, generator=generator)
+        return mark_images(images, told, self.classes, way), told
+
+
+class _Watch:
+    """Called after every epoch of one method: measures the network, and at some epochs its layers."""
+
+    def __init__(
+        self, data: _Split, method: str, warmup: int, epochs: set[int], power: Callable, rows: list[dict]
+    ) -> None:
+        self.data, self.method, self.warmup, self.epochs, self.power, self.rows = (
+            data,
+            method,
+            warmup,
+            epochs,
+            power,
+            rows,
+        )
+
+    def __call__(self, network: nn.Module) -> dict[str, float]:
+        """Append rows, and return the accuracy on noisy labels, by which nothing is chosen here."""
+        data, epoch = self.data, network.epoch
+        method = "warm-up" if epoch <= self.warmup else self.method
+        wrong = data.labels != data.clean
+        accuracy = _accuracy(network, data.test, data.test_labels)
+        extra = {
+            "validation": _accuracy(network, data.validation, data.validation_labels),
+            "memorised": _accuracy(network, data.features[wrong], data.labels[wrong]) if wrong.any() else None,
+        }
+        self.rows.append(_row(method, epoch, "network", "output", 0, 0, accuracy) | extra)
+        if epoch in self.epochs:
+            self.probe("probe", method, epoch, network)
+        return {"validation": extra["validation"]}
+
+    def probe(self, what: str, method: str, epoch: int, network: nn.Module, layers: list[str] | None = None) -> None:
+        """Append the predictive power of layers."""
+        pool, test = (activations(network, part, layers) for part in (self.data.pool, self.data.test))
+        depth = {name: place for place, name in enumerate(pool, 0 if what == "input" else 1)}
+        table = self.power({name: (pool[name], test[name]) for name in pool})
+        for (layer, count), part in table.groupby(["layer", "per_class"], sort=False):
+            self.rows.append(_row(method, epoch, what, layer, depth[layer], count, part["accuracy"].mean()))
+
+
+def _row(
+    method: str, epoch: int, what: str, layer: str, depth: int, per_class: int, accuracy: float
+) -> dict[str, object]:
+    found = {"method": method, "epoch": epoch, "what": what, "layer": layer, "depth": depth}
+    return found | {"clean_per_class": int(per_class), "accuracy": round(float(accuracy), 6)}
+
+
+def _accuracy(network: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> float:
+    return float((predict_logits(network, features).argmax(1) == labels).double().mean())
+
+
+def _builder(name: str, data: _Split) -> str | Callable[[], nn.Module]:
+    if name == "mlp":
+        return functools.partial(image_mlp, data.classes, tuple(data.features.shape[1:]))
+    return _checks.choice(name, "network", ("mlp", *NETWORKS))
+
+
+def _loss(method: str, data: _Split, seed: int) -> dict[str, object]:
+    """Return the arguments of fit_each for a method."""
+    if method.startswith("r="):
+        return {"smooth_rate": float(method[2:])}
+    rival = LOSSES[_checks.choice(method, "methods", tuple(LOSSES))]
+    return {"loss": rival.make(len(data.labels), data.classes, None, data.transition, seed)}
