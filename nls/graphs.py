@@ -377,8 +377,9 @@ def _geometric() -> ModuleType:
     """Return torch_geometric."""
     try:
         with warnings.catch_warnings():
-            # It is compiled with torch.jit when it is imported, which torch deprecates.
+            # At its import it compiles with torch.jit, which torch deprecates, and tqdm misses a widget of Jupyter.
             warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+            warnings.filterwarnings("ignore", "IProgress not found")
             import torch_geometric
             import torch_geometric.data
             import torch_geometric.nn
