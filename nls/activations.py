@@ -65,10 +65,10 @@ def activations(
             :func:`nls.fit_each` or :func:`nls.fit_stack` returned.
         features: What the network reads: a tensor [N, ...], of which uint8 images are normalised as in training; or,
             for networks on graphs and the like, an iterable of batches, each handed to the network as it is.
-        layers: Names of modules, or ``"input"`` (the features, flattened; of a tensor) and ``"penultimate"`` (what
-            enters the last ``nn.Linear``). By default all modules of a class in ``ACTIVATIONS``, in order of
-            execution. For a stack ``"hidden1"``, ``"hidden2"``, ..., ``"penultimate"``, ``"input"`` and ``"logits"``;
-            by default all hidden ones.
+        layers: Names of modules, or ``"input"`` (the features, flattened; of a tensor), ``"penultimate"`` (what enters
+            the last ``nn.Linear``) and ``"logits"`` (what the network returns). By default all modules of a class in
+            ``ACTIVATIONS``, in order of execution. For a stack ``"hidden1"``, ``"hidden2"``, ..., ``"penultimate"``,
+            ``"input"`` and ``"logits"``; by default all hidden ones.
         pooling: What becomes of places, as in [N, C, H, W]: their ``"mean"``, or ``"flatten"`` to keep them all.
         batch_size: Examples at a time of a tensor, at least 1.
 
@@ -96,7 +96,7 @@ def activations(
             raise ValueError(
                 f"layers must be named, as the network has no module for its nonlinearity; {_known(modules)}"
             )
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in layers if name != "input"}
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in layers if name not in ("input", "logits")}
     latest: dict[str, torch.Tensor] = {}
     with ExitStack() as hooks:
         for name in found:
@@ -106,11 +106,13 @@ def activations(
     for name, values in joined.items():
         if len(values) != len(logits):
             raise ValueError(f"layer {name!r} must have one row for each of {len(logits)} examples, got {len(values)}")
+    joined |= {"logits": logits} if "logits" in layers else {}
     return ({"input": flat_features(features)} if "input" in layers else {}) | joined
 
 
 def _known(modules: Mapping[str, nn.Module]) -> str:
-    return f"it has {', '.join(repr(name) for name in modules if name)}, and 'input' and 'penultimate' are names too"
+    names = ", ".join(repr(name) for name in modules if name)
+    return f"it has {names}, and 'input', 'penultimate' and 'logits' are names too"
 
 
 def flat_features(features: torch.Tensor) -> torch.Tensor:
@@ -135,7 +137,6 @@ def _hook(modules: dict[str, nn.Module], name: str, latest: dict, pooling: str) 
     """Register what writes a layer's values into ``latest``, and return the handle."""
 
     def keep(value: torch.Tensor) -> None:
-        latest.pop(name, None)
         if value.ndim > 2:
             value = value.flatten(2).mean(2) if pooling == "mean" else value.flatten(1)
         latest[name] = value.detach().clone()  # an activation that works in place would overwrite it

@@ -456,7 +456,11 @@ def _outputs(network: nn.Module | StackedMLP, x: torch.Tensor) -> torch.Tensor:
 
 
 def power_intervals(
-    table: pd.DataFrame, by: Sequence[str] = ("method", "layer", "per_class"), *, over: str = "draw"
+    table: pd.DataFrame,
+    by: Sequence[str] = ("method", "layer", "per_class"),
+    *,
+    over: str = "draw",
+    test_ratio: float = 0.0,
 ) -> dict[tuple, Interval]:
     """Return the mean and its 95 % interval over draws of the clean examples, or over seeds.
 
@@ -467,6 +471,7 @@ def power_intervals(
         table: Of :func:`power_of` or :func:`predictive_power`, or several of them joined.
         by: Columns that tell cells apart; those that the table lacks are left out.
         over: The column whose levels are the sample, such as ``"draw"``, ``"member"`` or ``"seed"``.
+        test_ratio: See :func:`nls.mean_interval`.
 
     Returns:
         Levels of ``by`` to interval.
@@ -485,7 +490,7 @@ def power_intervals(
         raise ValueError(f"table must have {over!r} and 'accuracy' or 'mape', got {', '.join(table.columns)}")
     by = [name for name in by if name in table and name != over]
     means = table.groupby([*by, over])[value].mean()
-    return {key: mean_interval(group.to_numpy()) for key, group in means.groupby(level=by)}
+    return {key: mean_interval(group.to_numpy(), test_ratio=test_ratio) for key, group in means.groupby(level=by)}
 
 
 def _spend(control: str, network: nn.Module | StackedMLP, parts: tuple, tuning: dict, settings: dict) -> pd.DataFrame:

@@ -90,6 +90,8 @@ def test_all_members_of_a_stack_are_read_after_their_relu():
         alone = activations(as_module(stack, i), x)
         torch.testing.assert_close(found["hidden1"][i], alone["1"])
         torch.testing.assert_close(found["hidden2"][i], alone["3"])
+    network = as_module(stack, 0)
+    torch.testing.assert_close(activations(network, x, ["logits"], batch_size=7)["logits"], network(x).detach())
     more = activations(stack, x, ["input", "penultimate", "logits"], batch_size=7)
     torch.testing.assert_close(more["logits"], stack.forward(x))
     torch.testing.assert_close(more["penultimate"], found["hidden2"])
@@ -174,6 +176,9 @@ def test_batches_of_any_kind_are_handed_over_as_they_are():
     found = activations(network, batches, ["penultimate"])["penultimate"]
     expected = torch.stack([(network.embed(one)).relu().sum(0) for batch in batches for one in batch])
     torch.testing.assert_close(found, expected.detach())
+    dropped = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2)).train()
+    torch.testing.assert_close(activations(dropped, [torch.ones(3, 2)], ["0"])["0"], torch.ones(3, 2))
+    assert dropped.training
     with pytest.raises(ValueError, match="layer 'relu' must have one row for each of 3 examples, got"):
         activations(network, batches, ["relu"])
     with pytest.raises(ValueError, match="features must hold at least one batch"):
@@ -553,7 +558,11 @@ def test_the_gold_map_undoes_any_invertible_channel(seed):
     matrix = torch.from_numpy(0.7 * np.eye(4)[rng.permutation(4)] + 0.3 * rng.dirichlet(np.ones(4), size=4))
     clean = torch.from_numpy(rng.dirichlet(np.ones(4), size=30))
     gold = torch.eye(4).double() @ matrix  # what a model says of examples whose class is certain
-    scores = gold_map(gold, torch.arange(4), clean @ matrix, 4)
+    labels = torch.tensor([0, 1, 2, 3, 3, 2, 3])  # unequal numbers, whose means are these rows
+    noise = torch.from_numpy(rng.normal(size=4)) / 100
+    gold = torch.cat([gold, gold[[3, 2, 3]]])
+    gold[[4, 6]] += torch.stack([noise, -noise])
+    scores = gold_map(gold, labels, clean @ matrix, 4)
     torch.testing.assert_close(scores, clean, atol=1e-6, rtol=0)
 
 
