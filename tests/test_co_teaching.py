@@ -41,7 +41,8 @@ class Fixed(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.weight = nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64).view(3, 2) * (1 + Fixed.made % 2))
+        start = torch.linspace(-1, 1, 6, dtype=torch.float64)
+        self.weight = nn.Parameter((start if Fixed.made % 2 == 0 else start.square()).view(3, 2))
         Fixed.made += 1
 
     def forward(self, x):
@@ -57,7 +58,7 @@ def test_each_network_learns_what_the_other_picks():
         x, y, num_classes=2, forget_rate=0.5, network=Fixed, epochs=2, ramp_epochs=2, momentum=0.0, learning_rate=0.1,
         **settings,
     )  # fmt: skip
-    weights = [np.linspace(-1, 1, 6).reshape(3, 2) * factor for factor in (1, 2)]
+    weights = [np.linspace(-1, 1, 6).reshape(3, 2) ** power for power in (1, 2)]
     batches = TensorBatches(x, **settings)
     for epoch in (1, 2):
         count = int(6 * (1 - 0.5 * epoch / 2) + 1e-9)
