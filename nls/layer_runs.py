@@ -54,6 +54,36 @@ def image_mlp(num_classes: int, shape: tuple[int, ...], width: int = _WIDTH) -> 
     return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, num_classes))
 
 
+def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
+    r"""Return how alike two representations of the same examples are, up to rotation and scale.
+
+    .. math:: \frac{\lVert Y^\top X \rVert_F^2}{\lVert X^\top X \rVert_F \, \lVert Y^\top Y \rVert_F},
+        \qquad \text{columns centred.}
+
+    Args:
+        first: X [n, D].
+        second: Y [n, E].
+
+    Returns:
+        A number from 0 to 1, which is 1 for a rotation and a multiple of the same.
+
+    Raises:
+        ValueError: If the numbers of rows differ.
+
+    Examples:
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> round(linear_cka(x, -2 * x.flip(1)), 6)
+        1.0
+
+    References:
+        Kornblith et al., 2019, arXiv:1905.00414.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"second must have {len(first)} rows as first, got {len(second)}")
+    x, y = (values.double() - values.double().mean(0) for values in (first, second))
+    return float((y.mT @ x).square().sum() / ((x.mT @ x).norm() * (y.mT @ y).norm()))
+
+
 def layer_run(
     *,
     dataset: str = "digits_images",
@@ -107,7 +137,8 @@ def layer_run(
         0 for the input, and for all that is no layer), ``per_class`` and ``accuracy`` on clean test labels. ``what``
         is ``"network"`` (after every epoch, with ``validation``, accuracy on noisy labels held out, and
         ``memorised``, the share of wrong training labels that it predicts), ``"probe"``, ``"input"`` and ``"random"``
-        (of the network before training), or one of ``rescue``.
+        (of a network before training), one of ``rescue``, or ``"alike"``, whose number is no accuracy but
+        :func:`linear_cka` of a layer at the end of the warm-up and of the stage.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -127,9 +158,9 @@ def layer_run(
         power_of, labels=data.pool_labels, test_labels=data.test_labels, per_class=counts, draws=draws,
         num_classes=data.classes, seed=seed,
     )  # fmt: skip
-    rows, shared = [], {}
+    rows, shared, start = [], {}, {}
     for method in methods.split():
-        watch = _Watch(data, method, warmup_epochs, epochs_measured, power, rows)
+        watch = _Watch(data, method, warmup_epochs, epochs_measured, power, rows, start)
         fit = fit_each(
             data.features, data.labels, num_classes=data.classes, network=build, epochs=epochs,
             learning_rate=stage_learning_rate or learning_rate, warmup_epochs=warmup_epochs,
@@ -139,6 +170,10 @@ def layer_run(
         if method == methods.split()[0]:
             watch.probe("input", "", 0, fit.network, ["input"])
             watch.probe("random", "", 0, untrained(fit.network, seed))
+        else:
+            controls = [name for name in controls if name != "scratch"]  # the same for every method
+        if warmup_epochs:
+            watch.compare(fit.network)
         if controls:
             tables = predictive_power(
                 fit.network, (data.pool, data.pool_labels), (data.test, data.test_labels), train=data.features,
@@ -196,16 +231,17 @@ class _Watch:
     """Called after every epoch of one method: measures the network, and at some epochs its layers."""
 
     def __init__(
-        self, data: _Split, method: str, warmup: int, epochs: set[int], power: Callable, rows: list[dict]
+        self,
+        data: _Split,
+        method: str,
+        warmup: int,
+        epochs: set[int],
+        power: Callable,
+        rows: list[dict],
+        start: dict[str, torch.Tensor],
     ) -> None:
-        self.data, self.method, self.warmup, self.epochs, self.power, self.rows = (
-            data,
-            method,
-            warmup,
-            epochs,
-            power,
-            rows,
-        )
+        self.data, self.method, self.warmup, self.epochs = data, method, warmup, epochs
+        self.power, self.rows, self.start = power, rows, start
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
         """Append rows, and return the accuracy on noisy labels, by which nothing is chosen here."""
@@ -220,7 +256,15 @@ class _Watch:
         self.rows.append(_row(method, epoch, "network", "output", 0, 0, accuracy) | extra)
         if epoch in self.epochs:
             self.probe("probe", method, epoch, network)
+        if epoch == self.warmup:
+            self.start |= activations(network, data.test)
         return {"validation": extra["validation"]}
+
+    def compare(self, network: nn.Module) -> None:
+        """Append how alike the layers of the trained network and of the end of the warm-up are on test images."""
+        for depth, (layer, values) in enumerate(activations(network, self.data.test).items(), 1):
+            alike = linear_cka(self.start[layer], values)
+            self.rows.append(_row(self.method, network.epoch, "alike", layer, depth, 0, alike))
 
     def probe(self, what: str, method: str, epoch: int, network: nn.Module, layers: list[str] | None = None) -> None:
         """Append the predictive power of layers."""

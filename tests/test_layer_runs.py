@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nls import fit_each, load_dataset
-from nls.layer_runs import _Split, image_mlp, layer_run
+from nls.layer_runs import _Split, image_mlp, layer_run, linear_cka
 from nls.models import predict_logits
 from nls.probes import check_disjoint, predictive_power
 
@@ -18,7 +18,7 @@ SMALL = {"network": "mlp", "num_examples": 300, "num_test": 200, "draws": 2}
 def table():
     rows = layer_run(
         **SMALL, noise="pair", noise_rate=0.4, methods="r=0 r=-0.8 gce", warmup_epochs=2, epochs=2, measured="1 3",
-        per_class="2 10", rescue="map", seed=1,
+        per_class="2 10", rescue="map scratch", seed=1,
     )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -83,8 +83,33 @@ def test_methods_go_on_from_one_warm_up_that_is_measured_once(table):
     probes = table[table["what"] == "probe"].groupby("method")["epoch"].unique().map(sorted).to_dict()
     assert probes == {"warm-up": [1], "r=0": [3, 4], "r=-0.8": [3, 4], "gce": [3, 4]}
     counts = table.groupby("what")["clean_per_class"].unique().map(sorted).to_dict()
-    assert counts == {"network": [0], "probe": [2, 10], "input": [2, 10], "random": [2, 10], "map": [2, 10]}
+    assert counts == {
+        "network": [0], "alike": [0], "probe": [2, 10], "input": [2, 10], "random": [2, 10], "map": [2, 10],
+        "scratch": [2, 10],
+    }  # fmt: skip
+    assert table[table["what"] == "scratch"]["method"].unique().tolist() == ["r=0"]
     assert table[table["what"] == "probe"]["depth"].unique().tolist() == [1, 2, 3]
+
+
+def test_likeness_is_that_of_gram_matrices_and_knows_no_rotation_or_scale():
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(30, width, generator=generator, dtype=torch.float64) for width in (4, 7))
+    centre = torch.eye(30, dtype=torch.float64) - 1 / 30
+    grams = [centre @ values @ values.T @ centre for values in (x, y)]
+    by_hand = (grams[0] * grams[1]).sum() / (grams[0].norm() * grams[1].norm())
+    assert linear_cka(x, y) == pytest.approx(by_hand.item(), abs=1e-12)
+    rotation, _ = torch.linalg.qr(torch.randn(7, 7, generator=generator, dtype=torch.float64))
+    assert linear_cka(3 * x + 1, y @ rotation) == pytest.approx(by_hand.item(), abs=1e-12)
+    with pytest.raises(ValueError, match="second must have 30 rows as first, got 29"):
+        linear_cka(x, y[1:])
+
+
+def test_layers_are_compared_with_the_end_of_the_warm_up(table):
+    alike = table[table["what"] == "alike"]
+    assert alike.groupby("method")["depth"].apply(list).to_dict() == {m: [1, 2, 3] for m in ("r=0", "r=-0.8", "gce")}
+    assert alike["accuracy"].between(0.5, 1).all()
+    still = pd.DataFrame(layer_run(**SMALL, warmup_epochs=1, epochs=1, stage_learning_rate=1e-12))
+    assert still.query("what == 'alike'")["accuracy"].tolist() == pytest.approx([1.0] * 3)
 
 
 def test_a_network_that_was_never_trained_is_the_same_for_all_epochs():
