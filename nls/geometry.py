@@ -11,7 +11,7 @@ import copy
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -40,10 +40,10 @@ SETTINGS = (
     ("digits", 0), ("wine", 0), ("breast_cancer", 0), ("twonorm", 200), ("twonorm", 0), ("ringnorm", 200),
     ("ringnorm", 0), ("waveform", 200), ("waveform", 0),
 )  # fmt: skip
-"""Data sets and training sizes of the stored study: :func:`clean_run` on each with seeds 0 to 9, ``tuned``."""
+"""Data sets and training sizes of the stored study of :func:`clean_run`, with ``tuned`` and seeds 0 to 9."""
 
-IMAGE_RATES = (0.0, 0.1, 0.4)
-"""Smooth rates of :func:`clean_images`."""
+IMAGE_RATES = {30: (0.0, 0.1, 0.4)}
+"""Smooth rates of :func:`clean_images`, by the number of epochs."""
 
 _GENERATED = 3000
 _SCATTERS = ("scatter", "train_scatter", "span_scatter", "train_span_scatter")
@@ -307,23 +307,35 @@ def clean_image_run(
 
 
 def clean_images(
-    root: str | os.PathLike[str], store: str | os.PathLike[str] | None = None, seeds: int = 3, **options: object
+    root: str | os.PathLike[str],
+    store: str | os.PathLike[str] | None = None,
+    seeds: int = 3,
+    *,
+    rates: Mapping[int, Sequence[float]] = IMAGE_RATES,
+    dataset: str = "cifar10",
+    num_examples: int = 2200,
+    **options: object,
 ) -> pd.DataFrame:
-    """Train what is missing of the stored study of smooth rates on 2,000 CIFAR-10 images with clean labels.
+    """Train what is missing of the stored study of smooth rates on 1,980 CIFAR-10 images with clean labels.
 
     Args:
         root: Folder that holds ``cifar10.npz``.
         store: Folder of finished runs, see :func:`nls.runs.run_all`.
         seeds: Number of seeds, from 0 on.
-        options: Of :func:`nls.runs.run_all`, or other values for the parameters of :func:`clean_image_run`.
+        rates: Smooth rates by the number of epochs.
+        dataset: Another set of images.
+        num_examples: Images that train and validate.
+        options: Of :func:`nls.runs.run_all`.
 
     Returns:
         The rows of :func:`clean_image_run`, with its parameters but ``root``.
     """
-    sizes = {"dataset": "cifar10", "num_examples": 2200, "network": "cnn", "epochs": 30, "batch_size": 32}
-    sizes |= {name: options.pop(name) for name in sizes.keys() & options.keys()}
+    common = {"root": str(root), "dataset": dataset, "num_examples": num_examples, "network": "cnn", "batch_size": 32}
     runs = [
-        {"root": str(root), "smooth_rate": rate, "seed": seed} | sizes for seed in range(seeds) for rate in IMAGE_RATES
+        common | {"epochs": epochs, "smooth_rate": rate, "seed": seed}
+        for epochs, some in rates.items()
+        for seed in range(seeds)
+        for rate in some
     ]
     return run_all(clean_image_run, runs, store=store, **options).drop(columns="root")
 

@@ -65,9 +65,9 @@ def kept(key, make):
     return TRAINED[key]
 
 
-def stored_rows():
-    """Return the stored study, which is read once."""
-    return kept("stored", lambda: nls.store.load_results("clean_sets")).copy()
+def stored_rows(name):
+    """Return a stored study, which is read once."""
+    return kept(name, lambda: nls.store.load_results(name)).copy()
 
 
 def run(patch, change=lambda rows: rows, member=lambda index: index, **values):
@@ -84,7 +84,7 @@ def run(patch, change=lambda rows: rows, member=lambda index: index, **values):
 
     patch.setattr(nls.geometry, "clean_run", live)
     if nls.load_results is nls.store.load_results:
-        patch.setattr(nls, "load_results", lambda name: stored_rows())
+        patch.setattr(nls, "load_results", stored_rows)
     patch.setattr(nls, "fit_stack", fit)
     return run_chapter(STEM, patch, **SMALL | values)
 
@@ -114,7 +114,11 @@ def stored_rates(change):
     """Pass the rate of the stored rows through a function."""
 
     def mutate(patch):
-        patch.setattr(nls, "load_results", lambda name: change(stored_rows()))
+        patch.setattr(
+            nls,
+            "load_results",
+            lambda name: change(stored_rows(name)) if name == "clean_sets" else swapped(stored_rows(name)),
+        )
 
     return mutate
 
@@ -133,6 +137,13 @@ def validation_upside_down(table):
     """Pick the worst on validation."""
     names = [name for name in table if name.startswith("validation_accuracy")]
     return table.assign(**{name: 1 - table[name] for name in names})
+
+
+def swapped(table):
+    """Call r = 0.1 on the images r = 0 and the other way round, and draw its classes together by half."""
+    rate = table["smooth_rate"].replace({0.0: 0.1, 0.1: 0.0})
+    tight = {name: table[name] * np.where(rate == 0.1, 0.5, 1.0) for name in ("span_scatter", "train_span_scatter")}
+    return table.assign(smooth_rate=rate, **tight)
 
 
 def images_swapped(patch):
@@ -154,7 +165,7 @@ MUTATIONS = {
         {"change": rates_become(lambda r: {0.1: 0.0, 0.2: 0.05, 0.4: 0.05}.get(r, r)), "member": lambda i: 2 - i},
         (stored_rates(accuracies_shuffled), images_swapped),
         {"under-confident-bound", "tighter-clusters", "depth-decides", "positive-on-generalisation",
-         "both-signs-when-tuned", "nothing-to-hold-back"}),
+         "both-signs-when-tuned", "nothing-to-hold-back", "calibrates-on-images", "tighter-on-images"}),
     "validation upside down": ({}, (stored_rates(validation_upside_down),), {"choice-takes-the-loss-away"}),
 }  # fmt: skip
 
