@@ -243,11 +243,11 @@ def power_of(
     num_classes: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""Probe representations that you have, such as those of :func:`activations`, with several draws of clean examples.
+    r"""Probe representations that you have, such as those of :func:`nls.activations.activations`, with several draws of clean examples.
 
     Classes are scored by accuracy; real targets by the mean absolute percentage error
     :math:`\frac{100}{m} \sum_j |\hat y_j - y_j| / |y_j|`. Layers of one width are fitted in one batch, with all draws.
-    Nothing is checked here about what pool and test share: see :func:`check_disjoint`.
+    Nothing is checked here about what pool and test share: see :func:`nls.clean_sets.check_disjoint`.
 
     Args:
         representations: Layer to its values on the pool and on the test set, [N, D] and [m, D], or [B, N, D] and
@@ -365,21 +365,21 @@ def predictive_power(
     by content.
 
     Args:
-        network: As for :func:`activations`.
+        network: As for :func:`nls.activations.activations`.
         pool: Features [N, ...] and clean labels [N] that the clean examples are drawn from; or places [N] in ``data``.
         test: Features and clean labels of the test set; or places in ``data``.
         data: Features and labels of the one data set that places are of, or None.
         train: Features of the training set, or places in ``data``, to be kept apart from the pool too; or None.
         per_class: As for :func:`power_of`.
         draws: As for :func:`power_of`.
-        layers: As for :func:`activations`.
-        pooling: As for :func:`activations`.
+        layers: As for :func:`nls.activations.activations`.
+        pooling: As for :func:`nls.activations.activations`.
         kind: As for :func:`probe`.
         controls: What else is done with the same clean examples, of ``CONTROLS``: ``"random"``, a probe of the same
             architecture as it is before training; ``"map"``, the network's outputs put right with
-            :func:`gold_map`; ``"scratch"``, a new network trained on them alone; ``"fine-tune"``, the network trained
+            :func:`nls.rescue.gold_map`; ``"scratch"``, a new network trained on them alone; ``"fine-tune"``, the network trained
             on with them.
-        tuning: Arguments of :func:`fine_tune` for the last two.
+        tuning: Arguments of :func:`nls.rescue.fine_tune` for the last two.
         num_classes: K; by default one more than the largest label of the pool.
         seed: As for :func:`power_of`; it also draws the untrained networks.
 
