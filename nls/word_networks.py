@@ -26,20 +26,18 @@ TARGETS = ("uniform", "unigram")
 # Words by how often the training text has them: never, once, two to ten times, more often.
 RARITIES = ("0", "1", "2-10", "11+")
 
-# The networks of the stored study: what differs from the hard target.
+# The networks of the stored study, and what in them differs from the hard target.
 ARMS = {
     "hard": {},
-    "uniform 0.05": {"target": "uniform", "rate": 0.05},
     "uniform 0.1": {"target": "uniform", "rate": 0.1},
     "uniform 0.2": {"target": "uniform", "rate": 0.2},
     "uniform 0.4": {"target": "uniform", "rate": 0.4},
     "unigram 0.1": {"target": "unigram", "rate": 0.1},
-    "unigram 0.2": {"target": "unigram", "rate": 0.2},
     "unigram 0.4": {"target": "unigram", "rate": 0.4},
     "negative": {"target": "uniform", "rate": -0.1},
     "dropout": {"dropout": 0.3},
     "weight decay": {"weight_decay": 0.3},
-    "weight decay, uniform 0.2": {"weight_decay": 0.3, "target": "uniform", "rate": 0.2},
+    "weight decay + uniform 0.2": {"weight_decay": 0.3, "target": "uniform", "rate": 0.2},
 }
 
 # What a share of a prior, mixed in after training, is chosen from.
