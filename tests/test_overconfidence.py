@@ -1,6 +1,7 @@
 """Peaks, flows, attacks, rays and norms, each against an oracle of its own."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from scipy.optimize import minimize
 
 import nls
+import nls.overconfidence as module
 from nls.baselines import confidence_penalty_loss
 from nls.confidence import risk_coverage
 from nls.overconfidence import (
@@ -335,3 +337,24 @@ def test_refusals_name_the_argument(name):
     call, error, message = REFUSED[name]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_image_arm_trains_at_its_rate_and_attacks(monkeypatch):
+    """On made images whose brightness tells the class: a sure network at rate 0, a less sure one at 0.4."""
+    generator = torch.Generator().manual_seed(0)
+    splits = {}
+    for name, count in (("train", 200), ("validation", 60), ("test", 60)):
+        labels = torch.arange(count) % 3
+        noise = torch.randint(60, (count, 3, 8, 8), generator=generator)
+        splits |= {
+            f"{name}_features": (noise + 70 * labels[:, None, None, None]).to(torch.uint8),
+            f"{name}_labels": labels,
+        }
+    made = SimpleNamespace(num_classes=3, **splits)
+    monkeypatch.setattr(module, "load_dataset", lambda name, root, seed, num_examples: made)
+    rows = {rate: module.image_arm(None, rate, 0, epochs=6) for rate in (0.0, 0.4)}
+    for row in rows.values():
+        assert row["accuracy"] > 0.9
+        assert row["pgd_margin"] <= row["fgsm_margin"] + 0.02
+        assert set(module.ATTACKS) < set(row)
+    assert rows[0.4]["confidence"] < 0.8 < rows[0.0]["confidence"]
