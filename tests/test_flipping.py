@@ -178,6 +178,12 @@ def test_an_attack_changes_exactly_its_share(attack, share):
     assert 0 <= int(changed.min()) <= int(changed.max()) < 5
 
 
+def test_a_share_that_is_no_number_of_labels_is_rounded():
+    labels = torch.zeros(7, dtype=torch.long)
+    changed = [int((attack_labels(labels, 3, "pair", share, generator()) != 0).sum()) for share in (0.2, 0.5, 0.6)]
+    assert changed == [1, 4, 4]
+
+
 def test_random_attacks_reach_all_wrong_classes_alike_and_pairs_the_next():
     labels = torch.zeros(9000, dtype=torch.long)
     counts = attack_labels(labels, 4, "random", 1.0, generator()).bincount(minlength=4)
