@@ -243,10 +243,11 @@ def power_of(
     num_classes: int | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    r"""Probe representations that you have, such as those of :func:`nls.activations.activations`, with several draws of clean examples.
+    r"""Probe representations that you have with several draws of clean examples.
 
-    Classes are scored by accuracy; real targets by the mean absolute percentage error
-    :math:`\frac{100}{m} \sum_j |\hat y_j - y_j| / |y_j|`. Layers of one width are fitted in one batch, with all draws.
+    They are such as :func:`nls.activations.activations` returns. Layers of one width are fitted in one batch, with all
+    draws. Classes are scored by accuracy; real targets by the mean absolute percentage error
+    :math:`\frac{100}{m} \sum_j |\hat y_j - y_j| / |y_j|`.
     Nothing is checked here about what pool and test share: see :func:`nls.clean_sets.check_disjoint`.
 
     Args:
@@ -377,8 +378,8 @@ def predictive_power(
         kind: As for :func:`probe`.
         controls: What else is done with the same clean examples, of ``CONTROLS``: ``"random"``, a probe of the same
             architecture as it is before training; ``"map"``, the network's outputs put right with
-            :func:`nls.rescue.gold_map`; ``"scratch"``, a new network trained on them alone; ``"fine-tune"``, the network trained
-            on with them.
+            :func:`nls.rescue.gold_map`; ``"scratch"``, a new network trained on them alone; ``"fine-tune"``, the
+            network trained on with them.
         tuning: Arguments of :func:`nls.rescue.fine_tune` for the last two.
         num_classes: K; by default one more than the largest label of the pool.
         seed: As for :func:`power_of`; it also draws the untrained networks.
