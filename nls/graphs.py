@@ -516,17 +516,19 @@ def graph_run(
     after = {name: represent(model, graphs) for name, graphs in sets.items()}
     with torch.no_grad():
         output = {name: model.output(values) for name, values in after.items()}
-    rows = []
-    for nodes, graphs in tests.items():
-        truth = graphs.target(target)
-        layers = {"recalibrated": output, "probe": after, "untrained": before}
-        found = {name: mape(linear_fit(h["clean"], answers, h[nodes]), truth) for name, h in layers.items()}
-        found |= {
-            "head": mape(output[nodes].squeeze(1), truth),
-            "constant": mape(answers.mean().expand(num_test), truth),
-        }
-        rows.append({"nodes": nodes} | found)
-    return rows
+    layers = {"recalibrated": output, "probe": after, "untrained": before}
+    return [
+        {"nodes": nodes} | _errors(layers, answers, nodes, graphs.target(target)) for nodes, graphs in tests.items()
+    ]
+
+
+def _errors(
+    layers: Mapping[str, Mapping[str, torch.Tensor]], answers: torch.Tensor, nodes: str, truth: torch.Tensor
+) -> dict[str, float]:
+    """Return the errors on one test set of linear models of layers, of the output as it is, and of a constant."""
+    found = {name: mape(linear_fit(h["clean"], answers, h[nodes]), truth) for name, h in layers.items()}
+    head = layers["recalibrated"][nodes].squeeze(1)
+    return found | {"head": mape(head, truth), "constant": mape(answers.mean().expand(len(truth)), truth)}
 
 
 def linear_fit(features: torch.Tensor, targets: torch.Tensor, test: torch.Tensor) -> torch.Tensor:
