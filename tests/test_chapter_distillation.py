@@ -17,7 +17,7 @@ import nls.linear
 from nls.stack import StackedMLP
 
 STEM = "23_distillation"
-SMALL = {"num_seeds": 3, "world_seeds": 4, "world_draws": 8}
+SMALL = {"num_seeds": 4, "world_seeds": 4, "world_draws": 8}
 FAST = settings(max_examples=8, deadline=None, derandomize=True)
 
 
