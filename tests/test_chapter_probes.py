@@ -94,8 +94,8 @@ def controls_forgotten(patch):
 
 
 def stored_swapped(patch):
-    """Take the raw input for the stored layer, and the probe for outputs put right."""
-    names = {"penultimate": "map", "input": "penultimate", "map": "input"}
+    """Take outputs put right for the stored probe, and the other way round."""
+    names = {"penultimate": "map", "map": "penultimate"}
     change_stored(patch, lambda table: table.rename(columns=names))
 
 
