@@ -127,9 +127,8 @@ def co_teach(
     """
     labels = _checks.integer_labels(labels, "labels", num_classes)
     forget_rate = _checks.number(forget_rate, "forget_rate", low=0.0, high=1.0, open_high=True)
-    epochs, ramp_epochs = (
-        _checks.integer(value, name, low=1) for value, name in ((epochs, "epochs"), (ramp_epochs, "ramp_epochs"))
-    )
+    epochs = _checks.integer(epochs, "epochs", low=1)
+    ramp_epochs = _checks.integer(ramp_epochs, "ramp_epochs", low=1)
     mean, std = channel_statistics(features) if features.dtype == torch.uint8 else (None, None)
     batches = TensorBatches(features, batch_size, augment=augment, mean=mean, std=std, seed=seed)
     pair = tuple(_new(network, num_classes, features, seed, member, mean, std) for member in range(2))
@@ -146,8 +145,7 @@ def co_teach(
                 found = evaluated(evaluate, pair[0])
             if clean_labels is not None:
                 found = found | {"purity": float((labels[kept] == clean_labels[kept]).double().mean())}
-            for name, value in found.items():
-                curves.setdefault(name, []).append(value)
+            curves = {name: [*curves.get(name, []), value] for name, value in found.items()}
     return CoTeaching(pair, {name: torch.tensor(values, dtype=torch.float64) for name, values in curves.items()})
 
 

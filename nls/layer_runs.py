@@ -153,7 +153,11 @@ def layer_run(
     counts = [int(count) for count in per_class.split()]
     epochs_measured = {int(epoch) for epoch in measured.split()} | {warmup_epochs + epochs}
     controls = [_checks.choice(name, "rescue", CONTROLS) for name in rescue.split()]
-    build = _builder(network, data)
+    options = {
+        "network": _builder(network, data), "num_classes": data.classes, "epochs": epochs, "augment": augment,
+        "learning_rate": stage_learning_rate or learning_rate, "warmup_epochs": warmup_epochs, "weight_decay": 1e-4,
+        "warmup_learning_rate": learning_rate if warmup_epochs else None, "seed": seed,
+    }  # fmt: skip
     power = functools.partial(
         power_of, labels=data.pool_labels, test_labels=data.test_labels, per_class=counts, draws=draws,
         num_classes=data.classes, seed=seed,
@@ -162,10 +166,8 @@ def layer_run(
     for method in methods.split():
         watch = _Watch(data, method, warmup_epochs, epochs_measured, power, rows, start)
         fit = fit_each(
-            data.features, data.labels, num_classes=data.classes, network=build, epochs=epochs,
-            learning_rate=stage_learning_rate or learning_rate, warmup_epochs=warmup_epochs,
-            warmup_learning_rate=learning_rate if warmup_epochs else None, weight_decay=1e-4, augment=augment,
-            seed=seed, evaluate=watch, shared_warmup=shared if warmup_epochs else None, **_loss(method, data, seed),
+            data.features, data.labels, shared_warmup=shared if warmup_epochs else None, evaluate=watch, **options,
+            **_loss(method, data, seed),
         )  # fmt: skip
         if method == methods.split()[0]:
             watch.probe("input", "", 0, fit.network, ["input"])
@@ -175,15 +177,23 @@ def layer_run(
         if warmup_epochs:
             watch.compare(fit.network)
         if controls:
-            tables = predictive_power(
-                fit.network, (data.pool, data.pool_labels), (data.test, data.test_labels), train=data.features,
-                per_class=counts, draws=tuned_draws, layers=["penultimate"], controls=controls,
-                num_classes=data.classes, seed=seed,
-            )  # fmt: skip
-            tables = tables[tables["method"].isin(controls)]
-            for (what, count), part in tables.groupby(["method", "per_class"]):
-                rows.append(_row(method, warmup_epochs + epochs, what, "", 0, count, part["accuracy"].mean()))
+            last = warmup_epochs + epochs
+            rows += _rescued(fit.network, data, controls, counts, tuned_draws, seed, method=method, epoch=last)
     return rows
+
+
+def _rescued(
+    network: nn.Module, data: _Split, controls: list[str], counts: list[int], draws: int, seed: int, **named: object
+) -> list[dict]:
+    """Return what the clean examples buy in other ways than by probes."""
+    table = predictive_power(
+        network, (data.pool, data.pool_labels), (data.test, data.test_labels), train=data.features, per_class=counts,
+        draws=draws, layers=["penultimate"], controls=controls, num_classes=data.classes, seed=seed,
+    )  # fmt: skip
+    means = table[table["method"].isin(controls)].groupby(["method", "per_class"])["accuracy"].mean()
+    return [
+        _row(**named, what=what, layer="", depth=0, per_class=n, accuracy=mean) for (what, n), mean in means.items()
+    ]
 
 
 class _Split:
