@@ -298,20 +298,12 @@ def _draws(
     labels: torch.Tensor, per_class: int | Sequence[int], draws: int, seed: int, num_classes: int | None
 ) -> list[tuple[int, torch.Tensor]]:
     """Return, for each number of examples, the places [draws, n]."""
-    counts = [per_class] if isinstance(per_class, int) else list(per_class)
-    numbers = range(_checks.integer(draws, "draws", low=1))
-    return [
-        (
-            count,
-            torch.stack(
-                [
-                    draw_clean(labels, count, seeded_generator(seed, f"clean {i}"), num_classes=num_classes)
-                    for i in numbers
-                ]
-            ),
-        )
-        for count in counts
-    ]
+    numbers, places = range(_checks.integer(draws, "draws", low=1)), []
+    for count in [per_class] if isinstance(per_class, int) else per_class:
+        makers = (seeded_generator(seed, f"clean {i}") for i in numbers)
+        drawn = [draw_clean(labels, count, maker, num_classes=num_classes) for maker in makers]
+        places.append((count, torch.stack(drawn)))
+    return places
 
 
 def _score(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -179,7 +179,7 @@ def test_claims_fall_under_a_mutation(mutate, monkeypatch, known):
 WRONG = {
     "solution-untrained": ("1000", "20"),
     "solution-relu": ("weight + bias)", "weight + bias).relu()"),
-    "solution-spread": ('"symmetric 0.8"', '"symmetric 0.8!"'),
+    "solution-spread": ('by_split.mean().groupby("per_class").std()', "over_draws"),
 }
 
 
