@@ -104,6 +104,7 @@ def layer_run(
     per_class: str = "10",
     draws: int = 3,
     rescue: str = "",
+    rescue_per_class: str = "",
     tuned_draws: int = 1,
 ) -> list[dict]:
     """Train one network with several losses on noisy labels, and probe its layers.
@@ -130,6 +131,7 @@ def layer_run(
         per_class: Clean examples of each class, numbers apart by spaces.
         draws: Draws of the clean examples, whose mean is reported.
         rescue: Other ways to spend them at the end, apart by spaces, see ``nls.probes.CONTROLS``.
+        rescue_per_class: Clean examples of each class for these; as ``per_class`` if empty.
         tuned_draws: Draws for these.
 
     Returns:
@@ -150,7 +152,7 @@ def layer_run(
         [('network', 'output'), ('probe', '2'), ('probe', '4')]
     """
     data = _Split(dataset, root, noise, noise_rate, seed, num_examples, num_test)
-    counts = [int(count) for count in per_class.split()]
+    counts, spent = ([int(count) for count in text.split()] for text in (per_class, rescue_per_class or per_class))
     epochs_measured = {int(epoch) for epoch in measured.split()} | {warmup_epochs + epochs}
     controls = [_checks.choice(name, "rescue", CONTROLS) for name in rescue.split()]
     options = {
@@ -178,7 +180,7 @@ def layer_run(
             watch.compare(fit.network)
         if controls:
             last = warmup_epochs + epochs
-            rows += _rescued(fit.network, data, controls, counts, tuned_draws, seed, method=method, epoch=last)
+            rows += _rescued(fit.network, data, controls, spent, tuned_draws, seed, method=method, epoch=last)
     return rows
 
 
@@ -335,7 +337,7 @@ def layer_study(root: str, seeds: int = 3, num_examples: int = 10_000) -> list[d
         "epochs": 5, "learning_rate": 0.05, "stage_learning_rate": 0.005, "measured": "1 3 6 10 15",
         "per_class": "10 50 100", "draws": 3,
     }  # fmt: skip
-    several = {"methods": "r=0 r=0.4 r=-0.8 elr gce", "rescue": "map fine-tune scratch"}
+    several = {"methods": "r=0 r=0.4 r=-0.8 elr gce", "rescue": "map fine-tune scratch", "rescue_per_class": "10 50"}
     cases = [
         ("cnn", "symmetric", 0.72, several), ("cnn", "cifar10_asymmetric", 0.8, several),
         ("mlp", "symmetric", 0.72, {}), ("mlp", "cifar10_asymmetric", 0.8, {}),

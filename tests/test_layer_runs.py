@@ -18,7 +18,7 @@ SMALL = {"network": "mlp", "num_examples": 300, "num_test": 200, "draws": 2}
 def table():
     rows = layer_run(
         **SMALL, noise="pair", noise_rate=0.4, methods="r=0 r=-0.8 gce", warmup_epochs=2, epochs=2, measured="1 3",
-        per_class="2 10", rescue="map scratch", seed=1,
+        per_class="2 10", rescue="map scratch", rescue_per_class="3", seed=1,
     )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -84,8 +84,8 @@ def test_methods_go_on_from_one_warm_up_that_is_measured_once(table):
     assert probes == {"warm-up": [1], "r=0": [3, 4], "r=-0.8": [3, 4], "gce": [3, 4]}
     counts = table.groupby("what")["clean_per_class"].unique().map(sorted).to_dict()
     assert counts == {
-        "network": [0], "alike": [0], "probe": [2, 10], "input": [2, 10], "random": [2, 10], "map": [2, 10],
-        "scratch": [2, 10],
+        "network": [0], "alike": [0], "probe": [2, 10], "input": [2, 10], "random": [2, 10], "map": [3],
+        "scratch": [3],
     }  # fmt: skip
     assert table[table["what"] == "scratch"]["method"].unique().tolist() == ["r=0"]
     assert table[table["what"] == "probe"]["depth"].unique().tolist() == [1, 2, 3]
