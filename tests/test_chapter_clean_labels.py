@@ -111,14 +111,11 @@ def flattered(rows):
 
 
 def stored_rates(change):
-    """Pass the rate of the stored rows through a function."""
+    """Pass the stored rows of small sets through a function, and swap the rates of those on images."""
+    changes = {"clean_sets": change, "clean_images": swapped}
 
     def mutate(patch):
-        patch.setattr(
-            nls,
-            "load_results",
-            lambda name: change(stored_rows(name)) if name == "clean_sets" else swapped(stored_rows(name)),
-        )
+        patch.setattr(nls, "load_results", lambda name: changes.get(name, lambda table: table)(stored_rows(name)))
 
     return mutate
 
