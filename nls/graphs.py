@@ -31,19 +31,19 @@ from nls.probes import probe
 from nls.training import seeded_generator
 
 TARGETS = ("degree", "feature")
-"""What can be predicted: the largest degree of a graph, or the largest number on one of its nodes."""
+"""What can be predicted, which is the largest degree of a graph, or the largest number on one of its nodes."""
 
 NOISES = {"none": (), "normal": ("mean", "deviation"), "gamma": ("scale",), "instance": (), "shuffled": ()}
 """Kinds of noise, and the numbers that they take."""
 
 NETWORKS = ("max-sum", "max-max", "deepset", "mlp")
-"""Which networks there are: the reduction over nodes, and that over the messages of a node's neighbours."""
+"""Which networks there are, by the reduction over nodes, and that over the messages of a node's neighbours."""
 
 SMALL, LARGE = (20, 39), (50, 69)
 """Fewest and most nodes of the graphs for training, and of those that only a test has."""
 
 STRENGTHS = (1e-8, 1e-6, 1e-4, 1e-2, 1.0)
-"""Ridges to choose from: the paper has none, and with fewer graphs than it has some is needed at times."""
+"""Ridges to choose from; the paper has none, and with fewer graphs than it has some is needed at times."""
 
 
 # Graphs
