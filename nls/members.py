@@ -80,7 +80,7 @@ class Members(nn.Module):
         return torch.baddbmm(self.biases[i], values, self.weights[i])
 
     def read(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return inputs, of which each has the shape of an example, as the members read them: what need be done only once."""
+        """Return inputs [..., n, ...] as the members read them, which is what need be done only once."""
         return patches(inputs) if self.kind == "patches" else inputs
 
     def represent(self, inputs: torch.Tensor) -> torch.Tensor:

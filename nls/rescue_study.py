@@ -29,7 +29,7 @@ SETS = {
 """The sets of the study and what differs between them; the heavy symmetric noise replaces 0.9 of the labels in each."""
 
 STAGES = ("early", "late")
-"""When a network is looked at, which is where its noisy validation accuracy is best, and at the end of a long training."""
+"""When a network is looked at, which is where noisy validation is best, and at the end of a long training."""
 
 _LAYERS = ("penultimate", "logits")
 _TUNING = {"steps": 50, "learning_rate": 3e-3}
