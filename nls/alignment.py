@@ -2,7 +2,7 @@ r"""How well a network suits a function, as a number of examples, and what that 
 
 The alignment of a network with a function is measured by the number of clean examples of the function after which
 the network, trained on them alone, errs by at most a share delta of what a constant errs, on fresh examples: the fewer,
-the better aligned. Li et al. define it over the modules of a network; here the whole network is one module.
+the better aligned. Xu et al. define it over the modules of a network; here the whole network is one module.
 
 There are two worlds in which functions are known. In sets of entries with two numbers each, the target is a function
 of the first numbers and the noise one of the second; images of digits carry a mark of one of ten shapes in one of ten
@@ -38,13 +38,13 @@ SET_FUNCTIONS = ("max", "sum", "first", "parity")
 """The largest number, the sum, the number in the first place, and whether an even count of them is below a half."""
 
 FUNCTIONS = {"sets": SET_FUNCTIONS, "images": ("digit", "place", "shape")}
-"""Functions of each world; of an image: what is written, where the mark is, and which shape it has."""
+"""Functions of each world; of an image they are what is written, where the mark is, and which shape it has."""
 
 NETWORKS = {"sets": ("max set", "sum set", "MLP"), "images": ("patches", "MLP")}
 """Networks of each world."""
 
 NO_FUNCTION = "random"
-"""Noise that is no function of the input: fresh normal numbers, or classes drawn uniformly."""
+"""Noise that is no function of the input, but fresh normal numbers, or classes drawn uniformly."""
 
 _PLACES = ((0, 0), (0, 3), (0, 5), (2, 1), (2, 4), (3, 2), (3, 5), (5, 0), (5, 3), (5, 5))  # row and column of marks
 _SHAPES = (
@@ -175,7 +175,7 @@ def ladder(
         network: One of the world's ``NETWORKS``.
         sizes: Numbers of examples, rising.
         seeds: Runs, each with examples, initialisation and test set of its own.
-        steps: For :func:`fit_members`.
+        steps: For :func:`nls.members.fit_members`.
         num_test: Fresh examples.
 
     Returns:
@@ -313,12 +313,12 @@ def survive(
         targets: Functions to learn; all of the world by default.
         num_noisy: Examples to train on.
         num_clean: Examples of the target that a linear model of the last layer sees; none of them is trained on.
-        steps: For :func:`fit_members`.
+        steps: For :func:`nls.members.fit_members`.
         num_test: Fresh examples, labels clean.
 
     Returns:
-        One row for each target, noise, ratio and seed, with the errors of :func:`relative_error` of the network's
-        ``own`` output, and of linear models, fitted to the clean examples, of the output (``rescaled``), of the
+        One row for each target, noise, ratio and seed, with errors (:func:`nls.members.relative_error`) of the
+        network's ``own`` output, and of linear models, fitted to the clean examples, of it (``rescaled``), of the
         representation (``probe``), of that before training (``untrained``), and of the ``input``. Linear predictions of
         numbers are kept within the range of the clean examples. Noises are the
         functions of the world (of images only the other ones) and ``NO_FUNCTION``.
@@ -332,10 +332,8 @@ def survive(
     """
     _checks.choice(network, "network", NETWORKS[_checks.choice(world, "world", tuple(NETWORKS))])
     ratios = [_checks.number(ratio, "ratios", low=0, high=1) for ratio in ratios]
-    parts = {
-        part: draw_sample(world, count, seeds, part)
-        for part, count in (("train", num_noisy), ("clean", num_clean), ("test", num_test))
-    }
+    counts = {"train": num_noisy, "clean": num_clean, "test": num_test}
+    parts = {part: draw_sample(world, count, seeds, part) for part, count in counts.items()}
     cells = [
         (target, noise, ratio)
         for target in (FUNCTIONS[world] if targets is None else targets)
