@@ -27,7 +27,7 @@ from nls.probes import CONTROLS, power_of, predictive_power, untrained
 from nls.training import seeded_generator
 
 NOISES = (*TRANSITIONS, *(f"picture_{way}" for way in WAYS))
-"""Noises of a run: those of one matrix; or the class of the picture, where a pixel tells the class to be learnt."""
+"""Noises of a run, which are those of one matrix, or the class of the picture where a pixel tells the target."""
 
 _WIDTH = 256
 _HELD_OUT = 0.1
