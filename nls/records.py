@@ -130,17 +130,11 @@ class RecordStore:
         Raises:
             OSError: If the drive is full or read-only; nothing is left behind.
         """
-        part = self.folder / f".{record['id']}.part"
+        path = self.folder / f"{record['id']}.json"
         try:
-            with open(part, "wb") as file:
-                file.write(encode(record))
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.folder / f"{record['id']}.json")
-            (self.folder / f"{record['id']}.checkpoint").unlink(missing_ok=True)  # not needed any more
+            put_whole(path, encode(record), self.folder / f".{record['id']}.part")
+            path.with_suffix(".checkpoint").unlink(missing_ok=True)  # not needed any more
         except OSError as error:
-            with contextlib.suppress(OSError):  # a drive that became read-only
-                part.unlink(missing_ok=True)
             message = f"the store {self.folder} must take a record of {len(encode(record))} bytes: {error.strerror}"
             raise OSError(error.errno, message) from error
 
@@ -251,6 +245,20 @@ def _checked(grid: object) -> Grid:
     if not isinstance(grid, Grid):
         raise TypeError(f"grid must be a Grid, got {type(grid).__name__}")
     return grid
+
+
+def put_whole(path: Path, content: bytes, part: Path) -> None:
+    """Write a file beside its place and move it there in one step: readers see nothing of it, or all."""
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a drive that became read-only
+            part.unlink(missing_ok=True)
+        raise
 
 
 def encode(record: dict) -> bytes:

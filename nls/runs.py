@@ -27,7 +27,7 @@ from tqdm import tqdm
 from nls import _checks
 from nls.chunk import code_commit
 from nls.engine import _count_workers, _deadline, _shows
-from nls.records import RecordWarning, decode, encode
+from nls.records import RecordWarning, decode, encode, put_whole
 
 Value = bool | int | float | str | None
 Rows = Mapping[str, Value] | list[Mapping[str, Value]]
@@ -136,17 +136,9 @@ class _Kept:
         if self.folder is None:
             return
         made = record | {"function": self.function, "code": self.code, "commit": self.commit}
-        part = self.folder / f".{record['id']}.{os.getpid()}.part"
-        try:
-            with open(part, "wb") as file:
-                file.write(encode(made))
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.folder / f"{record['id']}.json")
-        except BaseException:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise
+        put_whole(
+            self.folder / f"{record['id']}.json", encode(made), self.folder / f".{record['id']}.{os.getpid()}.part"
+        )
 
 
 def _made(
