@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 # Columns of texts that may look like numbers.
-_TEXTS = ("file", "hidden", "id")
+_TEXTS = ("file", "hidden", "id", "layer")
 
 
 def results_root() -> Path:

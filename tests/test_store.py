@@ -141,11 +141,13 @@ def test_texts_that_look_like_numbers_are_kept(root):
     rows = {
         "id": ["12", "3e4", "5", "ab"],
         "hidden": ["32", "32", "32", "8x4"],
+        "layer": ["0.3", "1", "2.2", "output"],
         "normalized": [True, False, True, None],
     }
     save_results(pd.DataFrame({"dataset": ["a", "b", "c", "d"]} | rows), "study")
     back = load_results("study")
     assert back["hidden"].astype(str).tolist() == rows["hidden"]
+    assert back["layer"].tolist() == rows["layer"]
     assert back.index.tolist() == [0, 1, 2, 3]
 
 
