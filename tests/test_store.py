@@ -147,7 +147,7 @@ def test_texts_that_look_like_numbers_are_kept(root):
     save_results(pd.DataFrame({"dataset": ["a", "b", "c", "d"]} | rows), "study")
     back = load_results("study")
     assert back["hidden"].astype(str).tolist() == rows["hidden"]
-    assert back["layer"].tolist() == rows["layer"]
+    assert back["layer"].astype(str).tolist() == rows["layer"]
     assert back.index.tolist() == [0, 1, 2, 3]
 
 
