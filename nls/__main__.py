@@ -1,0 +1,136 @@
+"""Commands for people without a notebook: python -m nls advise labels.csv probabilities.npy [--json]."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nls.advise import suggest_smooth_rate
+
+
+def read_labels(path: Path, column: str | None = None, classes: Sequence[str] | None = None) -> torch.Tensor:
+    r"""Read labels from a CSV file.
+
+    Args:
+        path: A file with a header, or with a single column of numbers without one.
+        column: Name of the column; by default the only one, or the one named ``label``.
+        classes: Names of the classes in the order of the columns of the probabilities, for labels that are names.
+
+    Returns:
+        Class indices [n].
+
+    Raises:
+        ValueError: If the file has no such column or a value is no class; the line is named.
+
+    Examples:
+        >>> path = getfixture("tmp_path") / "labels.csv"
+        >>> _ = path.write_text("name,label\na,cat\nb,dog\n")
+        >>> read_labels(path, classes=["dog", "cat"])
+        tensor([1, 0])
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [row for row in csv.reader(file) if row]
+    if not rows:
+        raise ValueError(f"{path.name} must hold labels, got an empty file")
+    first = 1
+    if column is None and len(rows[0]) == 1:
+        place = 0
+        first = 0 if _is_number(rows[0][0]) or rows[0][0].strip() in (classes or ()) else 1
+    elif (column or "label") in rows[0]:
+        place = rows[0].index(column or "label")
+    else:
+        raise ValueError(f"{path.name} must have a column {column or 'label'!r}, got {', '.join(rows[0])}")
+    return torch.tensor([_class(path, line, row, place, classes) for line, row in enumerate(rows[first:], first + 1)])
+
+
+def _class(path: Path, line: int, row: list[str], place: int, classes: Sequence[str] | None) -> int:
+    text = row[place].strip() if place < len(row) else ""
+    if classes is not None:
+        if text in classes:
+            return list(classes).index(text)
+        raise ValueError(f"{path.name}, line {line}: expected one of the classes {', '.join(classes)}, got {text!r}")
+    if not _is_number(text) or float(text) != int(float(text)) or float(text) < 0:
+        raise ValueError(f"{path.name}, line {line}: expected a class index from 0, got {text!r}; names need --classes")
+    return int(float(text))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return np.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def read_probabilities(path: Path) -> torch.Tensor:
+    """Read probabilities [n, K] from a ``.npy`` file, or from a CSV file with or without a header.
+
+    Args:
+        path: The file; pickled objects are refused.
+
+    Returns:
+        The probabilities, float64.
+
+    Raises:
+        ValueError: If the file is no table of numbers.
+
+    Examples:
+        >>> path = getfixture("tmp_path") / "p.npy"
+        >>> np.save(path, np.array([[0.25, 0.75]]))
+        >>> read_probabilities(path)
+        tensor([[0.2500, 0.7500]], dtype=torch.float64)
+    """
+    try:
+        if path.suffix == ".npy":
+            table = np.load(path, allow_pickle=False)
+        else:
+            with path.open(encoding="utf-8-sig") as file:
+                header = not all(_is_number(text) for text in file.readline().split(","))
+            table = np.loadtxt(path, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig")
+        return torch.from_numpy(np.asarray(table, dtype=np.float64))
+    except (ValueError, EOFError, TypeError) as error:
+        raise ValueError(f"{path.name} must hold a table of numbers [n, K]: {error}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: Those of the command line.
+
+    Returns:
+        0, or 2 after bad input.
+    """
+    parser = argparse.ArgumentParser(prog="python -m nls", description="Label smoothing under noisy labels.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    advise = commands.add_parser("advise", help="which smooth rate for these noisy labels?")
+    advise.add_argument("labels", type=Path, help="CSV file with one label for each example")
+    advise.add_argument("probabilities", type=Path, help=".npy or CSV file [n, K] of out-of-sample probabilities")
+    advise.add_argument("--column", help="name of the column that holds the labels")
+    advise.add_argument("--classes", help="names of the classes, apart by commas, in the order of the probabilities")
+    advise.add_argument("--out-of-sample", action="store_true", help="no model saw the label that it predicts")
+    advise.add_argument("--level", type=float, default=0.9, help="level of the intervals")
+    advise.add_argument("--seed", type=int, default=0, help="draws the resamples")
+    advise.add_argument("--json", action="store_true", help="print all numbers as JSON")
+    given = parser.parse_args(arguments)
+    try:
+        classes = given.classes.split(",") if given.classes else None
+        found = suggest_smooth_rate(
+            read_labels(given.labels, given.column, classes), read_probabilities(given.probabilities),
+            level=given.level, seed=given.seed, out_of_sample=given.out_of_sample,
+        )  # fmt: skip
+    except (OSError, ValueError, TypeError) as error:
+        print(f"nls advise: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found.to_dict(), indent=2) if given.json else found.advice)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Which rate for your labels: the advice, its estimates, and the command."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from test_anchors import made
+from torch import nn
+
+import nls
+from nls.__main__ import main, read_labels, read_probabilities
+from nls.advise import confident_transition, dual_transition, suggest_smooth_rate
+from nls.rates import scalar_share
+
+KEYS = {
+    "noise_rate", "noise_rate_interval", "smooth_rate", "smooth_rate_interval", "symmetry_residual", "feasible",
+    "use", "advice", "recipe", "transition", "share", "num_examples", "num_classes", "estimates",
+}  # fmt: skip
+
+
+def advised(transition, per_class=2000, **options):
+    noisy, model = made(transition, per_class)
+    return suggest_smooth_rate(noisy, model, **options)
+
+
+def test_symmetric_noise_gets_the_exact_rate():
+    found = advised(nls.symmetric_transition(10, 0.3))
+    exact = nls.optimal_smooth_rate(0.3, 10)
+    assert found.use
+    assert found.feasible
+    assert found.smooth_rate == pytest.approx(exact, abs=0.1)
+    assert found.smooth_rate_interval[0] - 0.1 < exact < found.smooth_rate_interval[1] + 0.1
+    assert found.noise_rate_interval[0] - 0.02 < 0.3 < found.noise_rate_interval[1] + 0.02
+    assert found.smooth_rate_interval[0] < found.smooth_rate < found.smooth_rate_interval[1]
+    assert found.recipe["step_factor"] == pytest.approx(1 / (1 - found.smooth_rate))
+    gap = torch.tensor([found.recipe["logit_gap"]] + [0.0] * 9)
+    assert float(gap.softmax(0)[0]) == pytest.approx(0.99, abs=1e-6)
+    assert f"Use smooth rate {found.smooth_rate:.2f}" in str(found)
+
+
+def test_intervals_cover_symmetric_noise():
+    """At least 85 of 100 of the 90 % intervals; here the model is right and only the labels are drawn."""
+    inside = 0
+    for seed in range(100):
+        noisy, model = made(nls.symmetric_transition(3, 0.3), 200, seed)
+        low, high = suggest_smooth_rate(noisy, model, resamples=100, seed=seed).noise_rate_interval
+        inside += low <= 0.3 <= high
+    assert inside >= 85
+
+
+def test_pair_noise_is_told_to_use_its_matrix():
+    found = advised(nls.pair_transition(10, 0.4))
+    assert not found.use
+    assert not found.feasible
+    assert found.symmetry_residual == pytest.approx(scalar_share(nls.pair_transition(10, 0.4)), abs=0.02)
+    assert "Do not use one rate" in found.advice
+    assert "forward_corrected_loss" in found.advice
+
+
+def test_few_examples_of_each_class_still_show_that_pair_noise_has_no_minimum():
+    assert not advised(nls.pair_transition(10, 0.2), 60).feasible
+    assert advised(nls.symmetric_transition(10, 0.2), 60).feasible
+
+
+def test_clean_labels_are_left_alone():
+    noisy, model = made(nls.symmetric_transition(4, 0.0))
+    found = suggest_smooth_rate(noisy, model, out_of_sample=True)
+    assert (found.use, found.noise_rate, found.smooth_rate) == (False, 0.0, 0.0)
+    assert "keep rate 0" in found.advice
+
+
+def test_labels_that_may_be_no_better_than_chance_get_no_rate():
+    found = advised(nls.symmetric_transition(2, 0.5), 300)
+    assert not found.use
+    assert "right more often than chance" in found.advice
+
+
+def test_predictions_of_a_model_that_saw_its_labels_are_refused():
+    noisy, _ = made(nls.symmetric_transition(4, 0.3), 300)
+    seen = torch.nn.functional.one_hot(noisy, 4).double() * 0.9 + 0.025
+    with pytest.raises(ValueError, match=r"probabilities must be out of sample.*100\.00 %"):
+        suggest_smooth_rate(noisy, seen)
+    assert suggest_smooth_rate(noisy, seen, out_of_sample=True).noise_rate == 0  # and this is why
+
+
+def test_the_numbers_are_plain_and_all_there():
+    found = advised(nls.symmetric_transition(3, 0.2), 300)
+    back = json.loads(json.dumps(found.to_dict()))
+    assert back.keys() == KEYS
+    assert back["num_examples"] == 900
+    assert back["num_classes"] == 3
+    assert {"counted", "anchor", "confident counts", "dual"} <= back["estimates"].keys()
+
+
+def test_a_classifier_is_cross_fitted():
+    data = nls.load_dataset("twonorm")
+    noisy = nls.draw_noisy_labels(data.train_labels, nls.symmetric_transition(2, 0.3), nls.seeded_generator(0, "noise"))
+    found = suggest_smooth_rate(noisy, features=data.train_features, model=LogisticRegression())
+    assert found.noise_rate_interval[0] < 0.3 < found.noise_rate_interval[1]
+
+
+def test_a_network_is_cross_fitted():
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randint(2, (1200,), generator=generator)
+    features = torch.randn(1200, 5, generator=generator) + 2 * clean[:, None]
+    noisy = nls.draw_noisy_labels(clean, nls.symmetric_transition(2, 0.3), generator)
+    options = {"features": features, "model": lambda: nn.Linear(5, 2), "training": {"epochs": 5}, "folds": 3}
+    found = suggest_smooth_rate(noisy, **options)
+    assert abs(found.noise_rate - 0.3) < 0.06
+    assert found.noise_rate == suggest_smooth_rate(noisy, **options).noise_rate
+
+
+def test_the_dual_estimate_is_exact_where_its_steps_are():
+    transition = nls.pair_transition(4, 0.25)
+    noisy = nls.draw_noisy_labels(torch.arange(4).repeat(5000), transition, nls.seeded_generator(0, "noise"))
+    model = torch.eye(4, dtype=torch.float64).repeat(5000, 1)
+    assert float((dual_transition(model, noisy) - transition).abs().max()) < 5 * (0.25 * 0.75 / 5000) ** 0.5
+
+
+def test_cleanlab_and_the_counts_of_this_book_agree():
+    pytest.importorskip("cleanlab")
+    noisy, model = made(nls.symmetric_transition(4, 0.3), 1000)
+    counts = nls.estimate.estimate_transition(model, noisy, method="confident")
+    assert float((confident_transition(model, noisy) - counts).abs().max()) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"probabilities": None}, ValueError, "either probabilities, or features and a model, got none"),
+        ({"features": torch.zeros(6, 2)}, ValueError, "got both"),
+        ({"probabilities": None, "features": torch.zeros(6, 2)}, ValueError, "features need a model"),
+        ({"level": 1.0}, ValueError, "level"),
+        ({"resamples": 5}, ValueError, "resamples"),
+        ({"noisy_labels": torch.arange(6).double()}, TypeError, "noisy_labels"),
+    ],
+)
+def test_bad_input_is_named(change, error, message):
+    good = {"noisy_labels": torch.arange(6) % 2, "probabilities": torch.full((6, 2), 0.5)}
+    with pytest.raises(error, match=message):
+        suggest_smooth_rate(**good | change)
+
+
+# The command
+
+
+@pytest.fixture
+def files(tmp_path):
+    noisy, model = made(nls.symmetric_transition(3, 0.3), 400)
+    np.savetxt(tmp_path / "labels.csv", noisy.numpy(), fmt="%d", header="label", comments="")
+    np.save(tmp_path / "probabilities.npy", model.numpy())
+    return tmp_path / "labels.csv", tmp_path / "probabilities.npy", noisy, model
+
+
+def test_the_command_prints_a_sentence_or_all_numbers(files, capsys):
+    labels, probabilities, noisy, model = files
+    assert main(["advise", str(labels), str(probabilities)]) == 0
+    found = suggest_smooth_rate(noisy, model)
+    assert capsys.readouterr().out.strip() == found.advice
+    assert main(["advise", str(labels), str(probabilities), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found.to_dict()))
+
+
+def test_the_command_runs_as_a_module(files):
+    command = [sys.executable, "-m", "nls", "advise", *map(str, files[:2])]
+    assert "Use smooth rate" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_names_of_classes_and_columns(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("id,kind\n7,cat\n8,dog\n", encoding="utf-8")
+    assert read_labels(path, "kind", ["dog", "cat"]).tolist() == [1, 0]
+    path.write_text("1\n0\n2\n", encoding="utf-8")
+    assert read_labels(path).tolist() == [1, 0, 2]
+
+
+def test_probabilities_of_a_csv_file(tmp_path):
+    path = tmp_path / "p.csv"
+    for head in ("", "a,b\n"):
+        path.write_text(head + "0.25,0.75\n0.5,0.5\n", encoding="utf-8")
+        assert read_probabilities(path).tolist() == [[0.25, 0.75], [0.5, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "message"),
+    [
+        ("", "1,0\n", "labels.csv must hold labels, got an empty file"),
+        ("a,b\n1,2\n", "1,0\n", "labels.csv must have a column 'label', got a, b"),
+        ("label\n0\ncat\n", "1,0\n1,0\n", "labels.csv, line 3: expected a class index from 0, got 'cat'"),
+        ("label\n0\n-1\n", "1,0\n1,0\n", "line 3: expected a class index from 0, got '-1'"),
+        ("label\n0\n1\n", "1,0\nx,0\n", "p.csv must hold a table of numbers"),
+        ("label\n0\n1\n", "1,0\n", r"probabilities must have shape \[n, K\] with n >= 2"),
+        ("label\n0\n", "0.5,0.5\n0.5,0.5\n", r"noisy_labels must have shape \(2,\), got \(1,\)"),
+    ],
+)
+def test_the_command_names_what_is_wrong_in_a_file(labels, probabilities, message, tmp_path, capsys):
+    (tmp_path / "labels.csv").write_text(labels, encoding="utf-8")
+    (tmp_path / "p.csv").write_text(probabilities, encoding="utf-8")
+    assert main(["advise", str(tmp_path / "labels.csv"), str(tmp_path / "p.csv")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_pickle_is_refused(tmp_path, capsys):
+    np.save(tmp_path / "p.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    (tmp_path / "labels.csv").write_text("label\n0\n", encoding="utf-8")
+    assert main(["advise", str(tmp_path / "labels.csv"), str(tmp_path / "p.npy")]) == 2
+    assert "p.npy must hold a table of numbers" in capsys.readouterr().err
