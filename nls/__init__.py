@@ -1,5 +1,6 @@
 """Label smoothing under noisy labels: losses, noise models and posterior-entropy analysis."""
 
+from nls.advise import suggest_smooth_rate
 from nls.claims import Claim, ClaimError, check_claims, claims_table
 from nls.data import load_dataset
 from nls.each import fit_each
@@ -77,6 +78,7 @@ __all__ = [
     "save_results",
     "seeded_generator",
     "select_by_validation",
+    "suggest_smooth_rate",
     "symmetric_transition",
     "tied_levels",
 ]

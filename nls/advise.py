@@ -7,19 +7,21 @@ import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from scipy.stats import binom
-from sklearn.base import BaseEstimator
 from torch import nn
 
 from nls import _checks
 from nls.anchors import CountedNoise, count_noise
-from nls.crossfit import crossfit_posterior
 from nls.each import fit_each
 from nls.estimate import estimate_transition
 from nls.models import predict_logits
 from nls.rates import NO_INFORMATION, frobenius_rate, scalar_share
+
+if TYPE_CHECKING:
+    from sklearn.base import BaseEstimator
 
 SURE = 0.99
 """Probability of the likeliest class that the logit clip of a recipe allows."""
@@ -246,7 +248,9 @@ def _crossfit(
     if model is None:
         raise ValueError("features need a model: a scikit-learn classifier, or a network, got none")
     classes = num_classes or int(labels.max()) + 1
-    if isinstance(model, BaseEstimator):
+    if hasattr(model, "predict_proba"):
+        from nls.crossfit import crossfit_posterior  # scikit-learn takes a second to import
+
         return crossfit_posterior(features, labels, classes, model, folds=folds, seed=seed)
     fold = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)) % _checks.integer(
         folds, "folds", low=2
