@@ -220,6 +220,21 @@ def paired(first: pd.Series, second: pd.Series, *, test_ratio: float = 0.0) -> I
     return mean_interval(differences, test_ratio=test_ratio)
 
 
+def short(interval: Interval) -> str:
+    """Return an interval as text, a single seed without ends, and none as not run.
+
+    Args:
+        interval: As :func:`paired` returns.
+
+    Examples:
+        >>> short(paired(pd.Series([0.5]), pd.Series([0.4]))), short(paired(pd.Series([0.5]), pd.Series(dtype=float)))
+        ('+0.100 (n=1)', 'not run yet')
+    """
+    if not interval.n:
+        return "not run yet"
+    return str(interval) if interval.n > 1 else f"{interval.mean:+.3f} (n=1)"
+
+
 def live_runs(
     seeds: Sequence[int], *, cnn_epochs: int = 20, mlp_epochs: int = 40, num_examples: int = 0, draws: int = 3
 ) -> list[dict]:
