@@ -318,13 +318,15 @@ def _advice(
             f"{share} Do not use one rate: the noise is far from symmetric, and the best one, {rate:.2f}, leaves "
             f"{100 * residual:.0f} % of the damage. Use the matrix, with nls.forward_corrected_loss."
         )
-    text = (
+    if not feasible:
+        return False, (
+            f"{share} Do not use one rate: some pairs of classes are hardly ever mixed up, and at {rate:.2f} the loss "
+            "has no minimum for a network that is free at each input. Use the matrix, with nls.forward_corrected_loss."
+        )
+    return True, (
         f"{share} Use smooth rate {rate:.2f} ({rates[0]:.2f} to {rates[1]:.2f}) after a warm-up with cross entropy, at "
         f"{min(1.0, 1 / (1 - rate)):.2f} of its step size; it repairs the probabilities and seldom the predicted class."
     )
-    if not feasible:
-        text += " A network that is free at each input has no minimum at this rate: stop early, or clip the logits."
-    return True, text
 
 
 def _estimates(found: CountedNoise, probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, dict]:
