@@ -8,7 +8,7 @@ import nls
 from nls import heads
 
 STEM = "33_together"
-SMALL = {"num_seeds": 1, "num_examples": 300}
+SMALL = {"num_seeds": 1, "num_examples": 400}
 UNTESTED = {"state-of-the-art", "dividemix-uniform", "dividemix-flipped"}
 
 
@@ -76,29 +76,22 @@ def noises_swapped(patch):
     change_stored(patch, lambda table: table.assign(noise=table["noise"].replace(names)))
 
 
-def set_way(patch, what, accuracy):
-    """Give all rows of one way to spend clean labels one accuracy."""
-    change_stored(patch, lambda table: table.assign(accuracy=table["accuracy"].mask(table["what"] == what, accuracy)))
+def set_rivals(patch, accuracy):
+    """Give the other ways to spend the clean labels one accuracy."""
+    others = ["scratch", "fine-tune", "map"]
+    change_stored(
+        patch, lambda table: table.assign(accuracy=table["accuracy"].mask(table["what"].isin(others), accuracy))
+    )
 
 
-def labels_alone_worthless(patch):
-    """Let a new network on the clean labels know nothing."""
-    set_way(patch, "scratch", 0.1)
+def rivals_worthless(patch):
+    """Let a new network, the fine-tuned one and outputs put right know nothing."""
+    set_rivals(patch, 0.1)
 
 
-def labels_alone_perfect(patch):
-    """Let a new network on the clean labels know all."""
-    set_way(patch, "scratch", 1.0)
-
-
-def fine_tuning_worthless(patch):
-    """Let the fine-tuned network know nothing."""
-    set_way(patch, "fine-tune", 0.1)
-
-
-def fine_tuning_perfect(patch):
-    """Let the fine-tuned network know all."""
-    set_way(patch, "fine-tune", 1.0)
+def rivals_perfect(patch):
+    """Let them know all."""
+    set_rivals(patch, 1.0)
 
 
 def start_forgotten(patch):
@@ -110,11 +103,6 @@ def start_forgotten(patch):
         )
 
     change_stored(patch, forget)
-
-
-def map_worthless(patch):
-    """Let outputs put right know nothing."""
-    set_way(patch, "map", 0.1)
 
 
 MUTATIONS = {
@@ -150,12 +138,13 @@ MUTATIONS = {
         "nothing-on-top-under-flips",
         "more-under-flips",
     },
-    labels_alone_worthless: {"labels-alone-win"},
-    labels_alone_perfect: {"worth-more-than-the-labels", "cifar-worth-more-than-the-labels"},
-    fine_tuning_worthless: {"probe-beats-clean-label-methods"},
-    fine_tuning_perfect: {"cifar-probe-beats-fine-tuning"},
+    rivals_worthless: {"labels-alone-win", "probe-beats-clean-label-methods", "cifar-map-beats-the-probe"},
+    rivals_perfect: {
+        "worth-more-than-the-labels",
+        "cifar-worth-more-than-the-labels",
+        "cifar-probe-beats-fine-tuning",
+    },
     start_forgotten: {"early-losses-lose-slower"},
-    map_worthless: {"cifar-map-beats-the-probe"},
 }
 
 
