@@ -6,23 +6,42 @@ JOBS      ?=
 BENCH     ?=
 KILLS     ?= 20
 TEST_JOBS ?= 2
+ONLY      ?= *
+SET       ?=
+OUT       ?= _build
+ALSO      ?=
+REMOTE    ?= $(GITHUB_SERVER_URL)/$(GITHUB_REPOSITORY)
 
 VENV  := .venv
 RUN   := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint smoke bench torture site-check clean
+.PHONY: help book test lint smoke bench torture site-check clean \
+  drift expected digests lint-workflows test-lowest test-newest push-launch
+
+# Of the package alone, without what only the book needs.
+PACKAGE_TESTS := $(addprefix tests/test_,$(addsuffix .py,losses noise posterior rates grid store stats calibration))
+# What a reader types in a form reaches the command as it is; the shell never reads it as code.
+SETTINGS := set -f; set --; for setting in $$SET; do set -- "$$@" --set "$$setting"; done
+export SET ONLY
 
 help:
 	@echo "make book         build the book into _build/html   (PROFILE=smoke|book|laptop|paper, JOBS=notebooks at once)"
 	@echo "make test         run the tests                      (TEST_JOBS=processes)"
+	@echo "make drift        compare the last build's numbers with the expected ones, run cells of stored studies again"
+	@echo "make expected     make the last build's numbers the expected ones   (ALSO=builds that measure movement)"
+	@echo "make digests      accept the stored studies as they are"
 	@echo "make lint         check style and format"
+	@echo "make lint-workflows  check .github/workflows"
+	@echo "make test-lowest, make test-newest   test the package on the ends of its ranges of versions"
 	@echo "make smoke        run every notebook in seconds      (into _build/smoke)"
 	@echo "make bench        measure speed side by side, print ratios (BENCH='--quick' tries it out)"
 	@echo "make torture      kill, fill and damage running grids  (KILLS=20)"
 	@echo "make site-check   open every page in Chromium, save screenshots to _build/screenshots"
-	@echo "make clean        remove what was built, but not the environment in $(VENV)"
+	@echo "make push-launch  replace the branch that the Colab buttons open (REMOTE=repository)"
+	@echo "make clean        remove what was built, but not the environments"
+	@echo "SET='11_uci.num_seeds=4 11_uci.strict=false' ONLY='11*' make book   change parameters, run some notebooks"
 	@echo "PYTHON=python3.12 make ...   choose the interpreter of a new environment, 3.11 or newer"
 
 # The environment is made once, and again when one of these files changes.
@@ -37,7 +56,7 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	@touch $@
 
 book: $(STAMP)
-	@$(RUN) book/run.py --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
+	@$(SETTINGS); $(RUN) book/run.py --profile $(PROFILE) --only "$$ONLY" $(if $(JOBS),--jobs $(JOBS)) "$$@"
 
 # One thread per test process: small tensors gain nothing from more, and lose much when processes compete.
 test: $(STAMP)
@@ -47,7 +66,35 @@ lint: $(STAMP)
 	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
 
 smoke: $(STAMP)
-	@$(RUN) book/run.py --profile smoke --out _build/smoke $(if $(JOBS),--jobs $(JOBS))
+	@$(SETTINGS); $(RUN) book/run.py --profile smoke --out _build/smoke --only "$$ONLY" \
+	  $(if $(JOBS),--jobs $(JOBS)) "$$@"
+
+# A number of a page, a verdict, or a stored study that is not as it was: exit 1, and a report in _build/drift.md.
+drift: $(STAMP)
+	@OMP_NUM_THREADS=1 $(RUN) book/drift.py --out $(OUT)
+
+expected: $(STAMP)
+	@$(RUN) book/drift.py --out $(OUT) --write $(if $(ALSO),--also $(ALSO))
+
+digests: $(STAMP)
+	@$(RUN) book/drift.py --write --without-build
+
+.venv-lint/.installed: .github/requirements-lint.txt
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install -q --disable-pip-version-check -r $<
+	@touch $@
+
+lint-workflows: .venv-lint/.installed
+	@.venv-lint/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@.venv-lint/bin/zizmor --offline --quiet .github/workflows
+
+.venv-lowest/.installed .venv-newest/.installed: .venv-%/.installed: pyproject.toml .ci/ranges.py
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python .ci/ranges.py $* dev | xargs $(@D)/bin/python -m pip install -q --disable-pip-version-check --upgrade
+	@touch $@
+
+test-lowest test-newest: test-%: .venv-%/.installed
+	@OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n $(TEST_JOBS) $(PACKAGE_TESTS)
 
 bench: $(STAMP)
 	@OMP_NUM_THREADS=1 $(RUN) benchmarks/run.py $(BENCH)
@@ -58,6 +105,14 @@ torture: $(STAMP)
 site-check: $(STAMP)
 	@$(RUN) book/check_site.py && $(RUN) book/browse_site.py
 
+# One commit without history, which takes the place of the branch; the credential is that of the program gh, if any.
+push-launch:
+	@test -d _build/launch || { echo "no launch copies: NLS_REPOSITORY_URL=... make book" >&2; exit 1; }
+	@rm -rf _build/push && cp -R _build/launch _build/push
+	@git -C _build/push init -q -b launch && git -C _build/push add -A
+	@git -C _build/push -c user.name=launch -c user.email=launch@localhost commit -q -m "Launch copies"
+	@git -C _build/push -c credential.helper='!gh auth git-credential' push -q --force "$(REMOTE)" launch
+
 clean:
 	@rm -rf _build .pytest_cache .ruff_cache .hypothesis
-	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -type d -not -path './.venv*/*' -prune -exec rm -rf {} +
