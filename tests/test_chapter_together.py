@@ -129,6 +129,7 @@ MUTATIONS = {
     no_differences: {
         "rate-moves-representation",
         "not-only-the-head",
+        "head-alone-costs-as-much",
         "rate-not-step",
         "combined-with-another-method",
     },
