@@ -127,8 +127,8 @@ def _attacks() -> pd.DataFrame:
 
 
 # Allowances, from the same cells on kernels without AVX: nothing moved beyond the six stored digits in the first two
-# studies; of the other two, losses by .4 %, calibration errors by .03, shares of training labels by .02. Some four times
-# that, and two of the 36 test rows of the wines, which other processors have been seen to turn.
+# studies; in the other two, losses by .4 %, calibration errors by .03, shares of training labels by .02. Some four
+# times that is allowed, and two of the 36 test rows of the wines, which other processors have been seen to turn.
 RERUNS = (
     Rerun("conformance", ("library", "call", "argument"), _loss, share=1e-5),
     Rerun("uci_posterior", ("id",), _posterior, {"": 1e-6}, 1e-4),

@@ -26,11 +26,13 @@ CLOCKS = frozenset({"clothing-hours"})
 TIMES_MOVED = 4.0
 """A number may move this many times as far as it was seen to."""
 SHARE = 0.02
-"""And by this share of itself, if it or another number of its notebook was seen to move at all."""
+"""And by this share of itself, if a number of its notebook was seen to move by more than rounding."""
 UNMEASURED = 0.1
 """Or by this share of itself, where no second build has measured it."""
 ROUNDING = 1e-5
 """And by this share of itself, always: sums in another order."""
+OF_INTERVAL = 0.25
+"""A number of an interval may move by this part of its half-width, unless its notebook was seen to stand still."""
 NUMBER = re.compile(r"(?<![\w.])[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -139,24 +141,52 @@ def words(value: Value) -> str:
     return "#" if value.kind == "number" else NUMBER.sub("#", value.shown) if value.kind == "text" else value.shown
 
 
+def half_widths(value: Value) -> list[float]:
+    """Return for each number of a value the half-width of the interval that it belongs to, 0 for the others.
+
+    Examples:
+        >>> half_widths(Value("text", "-0.5 [-0.75, -0.25], n = 3"))
+        [0.25, 0.25, 0.25, 0.0]
+    """
+    found = [] if value.kind != "text" else list(NUMBER.finditer(value.shown))
+    widths, ends = [0.0] * len(numbers(value)), [number for number, _ in numbers(value)]
+    for i in range(len(found) - 2):
+        between = [value.shown[found[j].end() : found[j + 1].start()] for j in (i, i + 1)]
+        if between == [" [", ", "] and value.shown[found[i + 2].end() :].startswith("]"):
+            widths[i : i + 3] = [abs(ends[i + 2] - ends[i + 1]) / 2] * 3
+    return widths
+
+
+def is_lively(values: dict[str, Value]) -> bool:
+    """Return whether a number of a notebook was seen to move by more than rounding."""
+    return any(
+        moved > ROUNDING * abs(number)
+        for key, value in values.items()
+        if key not in CLOCKS and value.moved
+        for moved, (number, _) in zip(value.moved, numbers(value), strict=True)
+    )
+
+
 def allowances(value: Value, lively: bool) -> list[float]:
     """Return how far each number of an expected value may move.
 
     Args:
         value: The expected value.
-        lively: Whether any number of its notebook was seen to move.
+        lively: Whether any number of its notebook was seen to move, by :func:`is_lively`.
 
     Returns:
         One distance for each of `numbers(value)`.
     """
     allowed = []
-    for index, (number, place) in enumerate(numbers(value)):
+    for index, ((number, place), width) in enumerate(zip(numbers(value), half_widths(value), strict=True)):
         size = abs(number) if math.isfinite(number) else 0.0
         distance = ROUNDING * size + (place or 0.0)
         if value.moved is None:
-            distance += UNMEASURED * size
+            distance += UNMEASURED * size + OF_INTERVAL * width
+        elif lively:
+            distance += TIMES_MOVED * value.moved[index] + SHARE * size + OF_INTERVAL * width
         else:
-            distance += TIMES_MOVED * value.moved[index] + (SHARE * size if lively else 0.0)
+            distance += TIMES_MOVED * value.moved[index]
         allowed.append(distance)
     return allowed
 
@@ -188,7 +218,7 @@ def compare_values(where: str, expected: dict[str, Value], found: dict[str, Valu
     Returns:
         What is missing, new, of other words or verdict, or further off than allowed.
     """
-    lively = any(any(value.moved or ()) for key, value in expected.items() if key not in CLOCKS)
+    lively = is_lively(expected)
     drifts = []
     for key in [*expected, *(found.keys() - expected.keys())]:
         old, new = expected.get(key), found.get(key)
