@@ -15,9 +15,10 @@ REMOTE    ?= $(GITHUB_SERVER_URL)/$(GITHUB_REPOSITORY)
 VENV  := .venv
 RUN   := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+AXE   := _build/axe/package/axe.min.js
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint smoke bench torture site-check clean \
+.PHONY: help book test lint smoke bench torture site-check axe-check clean \
   drift expected digests lint-workflows test-lowest test-newest push-launch
 
 # Of the package alone, without what only the book needs.
@@ -40,6 +41,7 @@ help:
 	@echo "make torture      kill, fill and damage running grids  (KILLS=20)"
 	@echo "make site-check   open every page in Chromium, save screenshots to _build/screenshots"
 	@echo "make push-launch  replace the branch that the Colab buttons open (REMOTE=repository)"
+	@echo "make axe-check    open the pages with axe-core, which npm fetches   (AXE_PAGES='index.html ...', all by default)"
 	@echo "make clean        remove what was built, but not the environments"
 	@echo "SET='11_uci.num_seeds=4 11_uci.strict=false' ONLY='11*' make book   change parameters, run some notebooks"
 	@echo "PYTHON=python3.12 make ...   choose the interpreter of a new environment, 3.11 or newer"
@@ -112,6 +114,13 @@ push-launch:
 	@git -C _build/push init -q -b launch && git -C _build/push add -A
 	@git -C _build/push -c user.name=launch -c user.email=launch@localhost commit -q -m "Launch copies"
 	@git -C _build/push -c credential.helper='!gh auth git-credential' push -q --force "$(REMOTE)" launch
+
+$(AXE):
+	@command -v npm >/dev/null || { echo "axe-check needs npm, which fetches axe-core" >&2; exit 1; }
+	@mkdir -p _build/axe && cd _build/axe && npm pack --silent axe-core@4.14.1 >/dev/null && tar xzf axe-core-4.14.1.tgz
+
+axe-check: $(STAMP) $(AXE)
+	@$(RUN) book/axe_site.py $(AXE) $(if $(AXE_PAGES),--pages $(AXE_PAGES))
 
 clean:
 	@rm -rf _build .pytest_cache .ruff_cache .hypothesis

@@ -167,6 +167,17 @@ class Browser:
         os.close(self._write)
 
 
+def find_browser() -> str | None:
+    """Return the path of a Chromium, or None."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def list_pages(html: Path) -> list[str]:
+    """Return the pages of a site, relative to its folder, without the theme's templates."""
+    pages = sorted(p.relative_to(html).as_posix() for p in html.rglob("*.html"))
+    return [page for page in pages if not page.startswith("_static/")]
+
+
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     """A file server that logs nothing."""
 
@@ -292,15 +303,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--search", default="smoothing", help="a word that the search must find")
     args = parser.parse_args(arguments)
     html, folder = args.out / "html", args.out / "screenshots"
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    program = find_browser()
     if program is None:
         print(f"site-check needs a browser on the PATH: {', '.join(BROWSERS)}", file=sys.stderr)
         return 2
     if not (html / "index.html").exists():
         print(f"{html}: no site; run `make book`", file=sys.stderr)
         return 2
-    pages = sorted(p.relative_to(html).as_posix() for p in html.rglob("*.html"))
-    pages = [page for page in pages if not page.startswith("_static/")]  # templates of the theme
+    pages = list_pages(html)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     findings, start = [], time.monotonic()
