@@ -19,7 +19,17 @@ from pathlib import Path
 
 from again import RERUNS, ROOT, check_digests, check_rerun, digests, write_digests
 from check_site import read_record
-from expected import Drift, Value, compare_values, read_expected, read_values, with_moves, write_expected
+from expected import (
+    PYTHON,
+    Drift,
+    Value,
+    compare_values,
+    read_expected,
+    read_values,
+    same_python,
+    with_moves,
+    write_expected,
+)
 from parameters import BookError, plan_runs
 
 REPORTED = 200  # rows of the report: an issue holds 65,536 characters
@@ -73,13 +83,15 @@ def check_build(root: Path, out: Path) -> tuple[list[Drift], list[str]]:
     record, profile = read_record(out), profile_of(out)
     found, planned = read_build(out), plan_runs(root / "book", profile)
     expected = read_expected(root / "book" / "expected" / f"{profile}.csv")
-    drifts, compared, other = [], 0, []
+    drifts, compared, other, texts = [], 0, [], []
     for name in sorted(planned):
         if name in record and record[name]["parameters"] != planned[name]:
             other.append(name)
         elif name not in found or name not in expected:
             said = ("its numbers", "no run in the build") if name in expected else ("no numbers stored", "the notebook")
             drifts.append(Drift(name, "all", *said))
+        elif not same_python(expected[name], found[name]):
+            texts.append(f"{name} (Python {found[name][PYTHON].shown})")
         else:
             drifts += compare_values(name, expected[name], found[name])
             compared += len(expected[name])
@@ -88,6 +100,7 @@ def check_build(root: Path, out: Path) -> tuple[list[Drift], list[str]]:
     ]
     notes = [f"profile {profile}: {compared} numbers and verdicts compared"]
     notes += [f"not compared, as they ran with other parameters than the profile's: {', '.join(other)}"] * bool(other)
+    notes += [f"not compared, as the text that comes with Python was another: {', '.join(texts)}"] * bool(texts)
     return drifts, notes
 
 

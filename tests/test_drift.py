@@ -193,6 +193,30 @@ def test_a_run_with_other_parameters_is_not_compared(book):
     assert notes[1] == "not compared, as they ran with other parameters than the profile's: 01_one"
 
 
+def test_a_page_on_the_text_of_another_python_is_not_compared(book, monkeypatch):
+    monkeypatch.setattr(expected, "OF_PYTHON", {"01_one"})
+    path = book / "_build" / "stage" / "book" / "notebooks" / "01_one.ipynb"
+
+    def built_with(version, accuracy):
+        write_build(book / "_build", GLUED | {"one-accuracy": accuracy})
+        notebook = nbformat.read(path, 4)
+        notebook.metadata.language_info = {"name": "python", "version": version}
+        nbformat.write(notebook, path)
+
+    built_with("3.11.7", "0.8123")
+    drift.write(book, book / "_build", [])
+    built_with("3.11.8", "0.5")
+    assert check(book) == (
+        [],
+        [
+            "profile book: 0 numbers and verdicts compared",
+            "not compared, as the text that comes with Python was another: 01_one (Python 3.11.8)",
+        ],
+    )
+    built_with("3.11.7", "0.5")
+    assert [d.what for d in check(book)[0]] == ["one-accuracy"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
