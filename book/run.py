@@ -29,7 +29,7 @@ import yaml
 from execute import ANSI, child_environment, run_notebooks
 from launch import LAUNCH_BRANCH, launch_settings, repository_url, source_commit, write_launch_copies
 from parameters import BookError, plan_runs, read_cell_timeout
-from statements import write_statements
+from statements import check_ledger, write_statements
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -238,11 +238,14 @@ def build(args: argparse.Namespace) -> None:
     if missing:
         print(f"not rendered: no up-to-date run of {', '.join(missing)}; build without --only first")
         return
-    if stated := write_statements(out / "stage" / "book"):
-        print(f"{stated} statements collected", flush=True)
+    record = read_record(out)
+    seconds = {name: entry["seconds"] for name, entry in record.items()}
+    source = f"{url}/blob/{commit}/tests" if url else ""
+    if stated := write_statements(out / "stage" / "book", root / "tests", seconds, source):
+        print(f"{stated} claims collected", flush=True)
     html = render(root, out, url)
     print(f"rendered {len(list(html.rglob('*.html')))} pages, 0 warnings", flush=True)
-    findings = check_site.check(html, out / "stage" / "book", read_record(out), [str(root), sys.prefix])
+    findings = check_site.check(html, out / "stage" / "book", record, [str(root), sys.prefix]) + check_ledger(html)
     if findings:
         print(f"refused: {html}", flush=True)
         raise BookError(findings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
@@ -85,6 +86,20 @@ class Claim:
         return f"reproduced{under}" if self.holds else "not reproduced"
 
     @property
+    def runs(self) -> str:
+        """How many runs stand behind the effect, as text; empty where nothing is counted.
+
+        An effect in words may name several intervals, each with its own number: then these, in their order.
+
+        Examples:
+            >>> effect = "digits +0.1 [+0.0, +0.2] (n=10); wine +0.3 [+0.1, +0.5] (n=5)"
+            >>> Claim("gains", "It gains.", "this book", True, effect, "live", n=5).runs
+            '10, 5'
+        """
+        named = dict.fromkeys(re.findall(r"\(n=(\d+)", str(self.effect)))
+        return ", ".join(named) or str(self.n or "")
+
+    @property
     def as_said(self) -> bool:
         """Whether the verdict is what the page says, or there is none."""
         return self.verdict in ("no verdict", "not tested") or self.holds == (self.says == "holds")
@@ -102,7 +117,10 @@ class ClaimsTable(pd.DataFrame):
     def _repr_html_(self) -> str:
         # pandas would cut a statement after fifty characters.
         with pd.option_context("display.max_colwidth", None):
-            return super()._repr_html_()
+            page = super()._repr_html_()
+        for row, name in self.get("claim", pd.Series(dtype=str)).items():  # so that the ledger can point to a row
+            page = page.replace(f"<tr>\n      <th>{row}</th>", f'<tr id="claim-{name}">\n      <th>{row}</th>', 1)
+        return page
 
 
 def claims_table(claims: Iterable[Claim]) -> ClaimsTable:
@@ -121,7 +139,7 @@ def claims_table(claims: Iterable[Claim]) -> ClaimsTable:
             for field in fields(claim)
             if field.name not in ("holds", "n")
         }
-        | {"verdict": claim.verdict}
+        | {"n": claim.runs, "verdict": claim.verdict}
         for claim in claims
     ]
     columns = ["name", "statement", "verdict", "effect", "protocol", "source"]

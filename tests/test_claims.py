@@ -40,8 +40,16 @@ def test_an_executed_notebook_carries_its_claims_as_data():
     assert metadata[ClaimsTable.KEY] == [
         {"name": "up", "statement": "It rises.", "source": "this book", "effect": str(HOLDS.effect), "protocol": "live",
          "kind": "proved", "says": "holds", "test": "test_a.py::test_b", "figure": "fig-a", "condition": "", "cost": "",
-         "verdict": "holds"}
+         "verdict": "holds", "n": "10"}
     ]  # fmt: skip
+    assert '<tr id="claim-up">\n      <th>0</th>' in data["text/html"]
+
+
+def test_the_number_of_runs_is_that_of_the_intervals_or_else_as_given():
+    assert HOLDS.runs == "10"
+    assert dataclasses.replace(HOLDS, effect="4 of 5", n=5).runs == "5"
+    assert dataclasses.replace(HOLDS, effect="two at n = 1000").runs == ""
+    assert dataclasses.replace(HOLDS, effect=f"{SINGLE.effect}, {HOLDS.effect}, {HOLDS.effect}", n=1).runs == "1, 10"
 
 
 def test_a_long_statement_is_shown_whole():
