@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
@@ -226,7 +227,9 @@ def confident_transition(probabilities: torch.Tensor, noisy_labels: torch.Tensor
     References:
         Northcutt et al., 2021, arXiv:1911.00068.
     """
-    from cleanlab import count
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm wants ipywidgets in a notebook; nothing is shown here
+        from cleanlab import count
 
     labels, model = noisy_labels.numpy(), probabilities.double().numpy()
     joint = count.compute_confident_joint(labels, model)
@@ -338,7 +341,9 @@ def _estimates(found: CountedNoise, probabilities: torch.Tensor, labels: torch.T
     }
     if importlib.util.find_spec("cleanlab"):
         methods["cleanlab"] = confident_transition
-    table = {"counted": _numbers(found.transition, found.prior)}
+    rate = float(found.smooth_rate[0])
+    counted = (float(found.noise_rate[0]), None if math.isnan(rate) else rate + 0.0, float(found.residual[0]))
+    table = {"counted": dict(zip(("noise_rate", "smooth_rate", "residual"), counted, strict=True))}
     for name, estimate in methods.items():
         try:
             table[name] = _numbers(estimate(probabilities, labels), found.prior)
