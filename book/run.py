@@ -30,6 +30,7 @@ from execute import ANSI, child_environment, run_notebooks
 from launch import LAUNCH_BRANCH, launch_settings, repository_url, source_commit, write_launch_copies
 from parameters import BookError, plan_runs, read_cell_timeout
 from statements import check_ledger, write_statements
+from teaching import write_teaching
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,7 +48,9 @@ def stage_sources(root: Path, out: Path) -> Path:
     source, stage = root / "book", out / "stage" / "book"
     kept = {path.name: path.read_bytes() for path in (stage / "notebooks").glob("*.ipynb")}
     shutil.rmtree(out / "stage", ignore_errors=True)
-    skipped = shutil.ignore_patterns("*.ipynb", "__pycache__", "_build", ".ipynb_checkpoints", "profiles.yml")
+    skipped = shutil.ignore_patterns(
+        "*.ipynb", "__pycache__", "_build", ".ipynb_checkpoints", "profiles.yml", "objectives.yml"
+    )
     scripts = {path.name for path in source.glob("*.py")}
     shutil.copytree(
         source, stage, ignore=lambda at, names: skipped(at, names) | (scripts if Path(at) == source else set())
@@ -243,6 +246,8 @@ def build(args: argparse.Namespace) -> None:
     source = f"{url}/blob/{commit}/tests" if url else ""
     if stated := write_statements(out / "stage" / "book", root / "tests", seconds, source):
         print(f"{stated} claims collected", flush=True)
+    if trained := write_teaching(root / "book", out / "stage" / "book"):
+        print(f"{trained} objectives listed", flush=True)
     html = render(root, out, url)
     print(f"rendered {len(list(html.rglob('*.html')))} pages, 0 warnings", flush=True)
     findings = check_site.check(html, out / "stage" / "book", record, [str(root), sys.prefix]) + check_ledger(html)
