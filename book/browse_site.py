@@ -42,6 +42,8 @@ WIDTHS = {"desktop": 1440, "phone": 390}
 SCHEMES = ("light", "dark")
 TALLEST = 16000  # Chromium cannot draw a taller picture
 PATIENCE = 60.0  # seconds for any one answer
+# A visitor who does not want to predict first: the answers are to be checked, too.
+UNASKED = "try { localStorage.setItem('nls-prediction:ask', 'no') } catch {}"
 
 # Becomes the browser, after making the pipe's ends the descriptors 3 and 4, where the browser expects them.
 CONNECT = """import os, sys
@@ -317,6 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
     with serve(html) as site, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = Browser(program, profile)
         try:
+            browser.call("Page.addScriptToEvaluateOnNewDocument", source=UNASKED)
             for page in pages:
                 for view in WIDTHS:
                     for scheme in SCHEMES:
