@@ -20,8 +20,8 @@ from statements import KEY
 KINDS = ("number", "text", "verdict")
 COLUMNS = ("notebook", "key", "kind", "value", "moved")
 GLUE = "application/papermill.record/text/plain"
-CLOCKS = frozenset({"clothing-hours"})
-"""Glued values that say how long a run took: they must be there, whatever they are."""
+CLOCKS = frozenset({"clothing-hours", "next-words-fused", "graphs-faster"})
+"""Glued values that time something: they must be there, whatever they are."""
 PYTHON = "Python"
 OF_PYTHON = frozenset({"24_next_words"})
 """Notebooks whose data come with Python, another text with another version; its name is a value of theirs."""
