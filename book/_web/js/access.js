@@ -15,8 +15,8 @@
   // The corner above the row names of a table heads nothing.
   for (const head of document.querySelectorAll("table.dataframe th:empty")) head.replaceWith(document.createElement("td"));
 
-  // A role that is deprecated, on a part that may not have it.
-  for (const entry of document.querySelectorAll(".citation[role='doc-biblioentry']")) entry.removeAttribute("role");
+  // Entries of the bibliography have a role that is deprecated, in a list that wants items.
+  for (const entry of document.querySelectorAll(".citation[role='doc-biblioentry']")) entry.setAttribute("role", "listitem");
 
   // The arrows that open a part of the sidebar have no text.
   for (const arrow of document.querySelectorAll(".bd-sidebar-primary summary")) {
