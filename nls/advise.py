@@ -6,13 +6,10 @@ import functools
 import importlib.util
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from scipy.stats import binom
-from torch import nn
 
 from nls import _checks
 from nls.anchors import CountedNoise, count_noise
@@ -20,9 +17,6 @@ from nls.each import fit_each
 from nls.estimate import estimate_transition
 from nls.models import predict_logits
 from nls.rates import NO_INFORMATION, frobenius_rate, scalar_share
-
-if TYPE_CHECKING:
-    from sklearn.base import BaseEstimator
 
 SURE = 0.99
 """Probability of the likeliest class that the logit clip of a recipe allows."""
@@ -85,7 +79,7 @@ def suggest_smooth_rate(
     probabilities: torch.Tensor | None = None,
     *,
     features: torch.Tensor | None = None,
-    model: BaseEstimator | str | Callable[[], nn.Module] | None = None,
+    model: object = None,
     num_classes: int | None = None,
     folds: int = 5,
     training: dict | None = None,

@@ -28,16 +28,16 @@ MODULES = {
     "cnn": ("0", "1", "2"),
     "mlp": ("2", "4", "6"),
 }
-"""Modules after which a network can be cut: its convolutions, residual blocks or hidden layers, in order."""
+"""Modules after which a network can be cut, its convolutions, residual blocks or hidden layers, in order."""
 
 PLACES = {network: tuple(f"layer {i}" for i in range(1, len(names) + 1)) for network, names in MODULES.items()}
 """What their places are called, by network."""
 
 POOLINGS = {"resnet9": ("mean", "flatten"), "cnn": ("mean", "flatten"), "mlp": ("flatten",)}
-"""How a place is read: the mean of each channel over the image, or all values as they are."""
+"""How a place is read, the mean of each channel over the image, or all values as they are."""
 
 RULES = ("leave-one-out", "other seeds", "test")
-"""What chooses a cut: the clean examples that are there anyway, other networks' test sets, or the test set itself."""
+"""What chooses a cut, the clean examples that are there anyway, other networks' test sets, or the test set itself."""
 
 _CNN, _MLP = {"epochs": 20, "learning_rate": 0.05}, {"epochs": 40, "learning_rate": 0.1}
 
