@@ -13,7 +13,8 @@
   };
 
   // The corner above the row names of a table heads nothing.
-  for (const head of document.querySelectorAll("table.dataframe th:empty")) head.replaceWith(document.createElement("td"));
+  for (const head of document.querySelectorAll(".bd-article th"))
+    if (!head.textContent.trim() && !head.querySelector("img, input")) head.replaceWith(document.createElement("td"));
 
   // Entries of the bibliography have a role that is deprecated, in a list that wants items.
   for (const entry of document.querySelectorAll(".citation[role='doc-biblioentry']")) entry.setAttribute("role", "listitem");
