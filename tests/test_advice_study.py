@@ -53,33 +53,27 @@ def test_the_network_at_a_rate_is_that_of_fit_stack():
     assert float(nll) == pytest.approx(grid["nll"][3], rel=1e-4)
 
 
-def test_the_advice_sees_noisy_labels_only(monkeypatch):
-    seen = {}
-    suggest = module.suggest_smooth_rate
+@pytest.fixture
+def asked(monkeypatch):
+    """The labels that advice was asked on."""
+    seen, suggest = [], module.suggest_smooth_rate
+    monkeypatch.setattr(
+        module, "suggest_smooth_rate", lambda labels, **options: (seen.append(labels), suggest(labels, **options))[1]
+    )
+    return seen
 
-    def spy(labels, **options):
-        seen["labels"] = labels
-        return suggest(labels, **options)
 
-    monkeypatch.setattr(module, "suggest_smooth_rate", spy)
+def test_the_advice_sees_noisy_labels_only(asked):
     advice_run(**SMALL | {"noise_rate": 0.5, "networks": False})
     clean = torch.cat([getattr(nls.load_dataset("wine"), f"{part}_labels") for part in ("train", "validation")])
-    assert sorted(seen["labels"].tolist()) != sorted(clean.tolist())
+    assert sorted(asked[0].tolist()) != sorted(clean.tolist())
 
 
-def test_a_part_of_the_examples_is_a_shuffled_one(monkeypatch):
-    seen = {}
-    suggest = module.suggest_smooth_rate
-
-    def spy(labels, **options):
-        seen["labels"] = labels
-        return suggest(labels, **options)
-
-    monkeypatch.setattr(module, "suggest_smooth_rate", spy)
+def test_a_part_of_the_examples_is_a_shuffled_one(asked):
     advice_run(dataset="digits", classifier="bayes", num_examples=200, networks=False, resamples=20)
-    assert len(seen["labels"]) == 200
+    assert len(asked[0]) == 200
     data = nls.load_dataset("digits")
-    assert not torch.equal(seen["labels"], noisy_split(data, "symmetric", 0.2, 0)[2][:200])
+    assert not torch.equal(asked[0], noisy_split(data, "symmetric", 0.2, 0)[2][:200])
 
 
 def test_peoples_labels_are_advised_on(tmp_path):
