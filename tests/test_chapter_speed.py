@@ -33,7 +33,7 @@ MUTATIONS = {
 def page():
     """The names that the page leaves."""
     with pytest.MonkeyPatch.context() as patch:
-        return run_chapter(STEM, patch, whole=True)
+        return run_chapter(STEM, patch)
 
 
 def test_claims_are_as_the_page_says(page):
@@ -45,7 +45,7 @@ def test_claims_are_as_the_page_says(page):
 def test_claims_fall_with_other_measurements(name, monkeypatch):
     where, values = MUTATIONS[name]
     change(monkeypatch, where, **values)
-    assert name in unexpected(run_chapter(STEM, monkeypatch, whole=True))
+    assert name in unexpected(run_chapter(STEM, monkeypatch))
 
 
 def test_the_solution_holds_and_another_loss_is_refused(page):
