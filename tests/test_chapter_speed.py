@@ -49,6 +49,6 @@ def test_claims_fall_with_other_measurements(name, monkeypatch):
 
 
 def test_the_solution_holds_and_another_loss_is_refused(page):
-    run_solution(STEM, "solution", page)
+    run_solution(STEM, "solution-loss", page)
     with pytest.raises(AssertionError):
-        run_solution(STEM, "solution", page, ('"fused loss backward 128x10"', '"noise torch.multinomial 50k"'))
+        run_solution(STEM, "solution-loss", page, ('"fused loss backward 128x10"', '"noise torch.multinomial 50k"'))
