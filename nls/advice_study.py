@@ -116,8 +116,9 @@ def advice_run(
     Returns:
         Rows: ``what`` is ``"estimate"``, with ``method`` (``"advice"``, or one of its ``estimates``), ``estimate`` and
         ``truth`` of the noise rate, ``low`` and ``high``, ``smooth_rate``, ``smooth_low`` and ``smooth_high``,
-        ``true_rate``, ``residual`` and ``true_residual``, ``feasible``, ``use``; or ``"network"``, with ``method``
-        (``"grid"`` or ``"advice"``), ``smooth_rate``, ``epoch``, ``accuracy`` and ``nll``.
+        ``true_rate``, ``residual`` and ``true_residual``, ``feasible``, ``depends_on_example``, ``use``; or
+        ``"network"``, with ``method`` (``"grid"`` or ``"advice"``), ``smooth_rate``, ``epoch``, ``accuracy`` and
+        ``nll``.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -156,7 +157,8 @@ def _estimates(advice: Advice) -> list[dict]:
     row = {
         "what": "estimate", "method": "advice", "estimate": advice.noise_rate, "low": low, "high": high,
         "smooth_rate": advice.smooth_rate, "smooth_low": ends[0], "smooth_high": ends[1],
-        "residual": advice.symmetry_residual, "feasible": advice.feasible, "use": advice.use, "share": advice.share,
+        "residual": advice.symmetry_residual, "feasible": advice.feasible,
+        "depends_on_example": advice.depends_on_example, "use": advice.use, "share": advice.share,
     }  # fmt: skip
     row |= {key: None for key in ("smooth_low", "smooth_high") if row[key] is not None and not math.isfinite(row[key])}
     others = [

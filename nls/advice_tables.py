@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from nls import _checks
-from nls.anchors import _places
+from nls.anchors import _places, label_dependence
 
 CASE = ["dataset", "noise", "noise_rate"]
 """Columns that name a case of :func:`nls.advice_study.advice_study`."""
@@ -32,7 +32,7 @@ def advice_table(rows: pd.DataFrame) -> pd.DataFrame:
         [{'dataset': 'worst', 'use': 0.0}]
     """
     table = rows.drop(columns=[name for name in _SAME if name in rows]).rename(columns={"label_set": "dataset"})
-    answers = [name for name in ("use", "feasible") if name in table]
+    answers = [name for name in ("use", "feasible", "depends_on_example") if name in table]
     return table.assign(**{name: table[name].astype(float) for name in answers})
 
 
@@ -108,3 +108,28 @@ def surest_disagreement(
     wrong = _checks.integer_labels(noisy_labels, "noisy_labels", probabilities.shape[1]) != predicted
     inside = [wrong[place <= _checks.number(share, "shares", low=0.0, high=1.0)].double() for share in shares]
     return [(float(part.mean()), len(part)) for part in inside]
+
+
+def surest_dependence(probabilities: torch.Tensor, noisy_labels: torch.Tensor, shares: Sequence[float]) -> list[float]:
+    r"""Return :func:`nls.anchors.label_dependence` among the surest examples of each predicted class.
+
+    Args:
+        probabilities: Out of sample [n, K].
+        noisy_labels: [n].
+        shares: Each in (0, 1], large enough for two examples.
+
+    Returns:
+        z for each share.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If a value is out of range.
+
+    Examples:
+        >>> probabilities = torch.tensor([[0.8, 0.2, 0.0], [0.8, 0.0, 0.2], [0.6, 0.3, 0.1], [0.6, 0.1, 0.3]])
+        >>> [round(z, 2) for z in surest_dependence(probabilities, torch.tensor([1, 2, 1, 2]), [0.5, 1.0])]
+        [1.0, 1.64]
+    """
+    _, place = _places(_checks.probabilities(probabilities, "probabilities").double())
+    inside = [place <= _checks.number(share, "shares", low=0.0, high=1.0) for share in shares]
+    return [label_dependence(probabilities[rows], noisy_labels[rows]) for rows in inside]

@@ -40,6 +40,8 @@ class Advice:
         symmetry_residual: The share of the damage that no single rate removes: 0 for symmetric noise, 1 if none helps.
         feasible: Whether, as far as the counts can tell, the risk at ``smooth_rate`` is bounded below for a network
             that is free at each input.
+        depends_on_example: Whether labels go with what else an example looks like, among the surest ones too: then
+            classes are mixed there, noise depends on the example, or the models saw the labels.
         use: Whether that rate is advised.
         advice: Plain sentences.
         recipe: ``warm_up``, a sentence; ``step_factor``, by which to multiply the step size after it; ``logit_gap``,
@@ -57,6 +59,7 @@ class Advice:
     smooth_rate_interval: tuple[float, float] | None
     symmetry_residual: float
     feasible: bool
+    depends_on_example: bool
     use: bool
     advice: str
     recipe: dict[str, str | float | None]
@@ -155,8 +158,8 @@ def suggest_smooth_rate(
     use, text = _advice(found, rate, noise, rates, feasible, level)
     return Advice(
         float(found.noise_rate[0]), noise, rate, None if rate is None else rates, float(found.residual[0]), feasible,
-        use, text, _recipe(rate, len(found.prior)), found.transition, found.share, len(noisy_labels),
-        len(found.prior), _estimates(found, probabilities, noisy_labels),
+        found.depends_on_example, use, text, _recipe(rate, len(found.prior)), found.transition, found.share,
+        len(noisy_labels), len(found.prior), _estimates(found, probabilities, noisy_labels),
     )  # fmt: skip
 
 
@@ -314,6 +317,12 @@ def _advice(
         return False, (
             f"{share} Do not use one rate: the noise is far from symmetric, and the best one, {rate:.2f}, leaves "
             f"{100 * residual:.0f} % of the damage. Use the matrix, with nls.forward_corrected_loss."
+        )
+    if found.depends_on_example:
+        return False, (
+            f"{share} Do not use one rate: among the surest examples of a class the label still goes with the other "
+            "class that an example looks like, so classes are mixed there or the noise depends on the example, and "
+            "these counts may hide the direction of the noise. Ask again with the probabilities of a better model."
         )
     if not feasible:
         return False, (

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from nls.advice_tables import advice_table, follow_advice, surest_disagreement
+from nls.advice_tables import advice_table, follow_advice, surest_dependence, surest_disagreement
+from nls.anchors import label_dependence
 
 
 def made_study():
@@ -76,3 +77,17 @@ def test_disagreement_is_counted_within_each_predicted_class():
     ]
     with pytest.raises(ValueError, match="shares"):
         surest_disagreement(probabilities, labels, [1.5])
+
+
+def test_dependence_is_that_of_the_surest_of_each_predicted_class():
+    maker = torch.Generator().manual_seed(0)
+    model = torch.rand(90, 3, generator=maker, dtype=torch.float64).softmax(1)
+    labels = torch.randint(3, (90,), generator=maker)
+    predicted, kept = model.argmax(1), []
+    for k in range(3):
+        rows = (predicted == k).nonzero()[:, 0]
+        kept += rows[model[rows, k].argsort(descending=True)][: int(0.4 * len(rows))].tolist()
+    kept = sorted(kept)
+    assert surest_dependence(model, labels, [0.4]) == [pytest.approx(label_dependence(model[kept], labels[kept]))]
+    with pytest.raises(ValueError, match="shares"):
+        surest_dependence(model, labels, [1.5])

@@ -19,7 +19,7 @@ from nls.rates import scalar_share
 
 KEYS = {
     "noise_rate", "noise_rate_interval", "smooth_rate", "smooth_rate_interval", "symmetry_residual", "feasible",
-    "use", "advice", "recipe", "transition", "share", "num_examples", "num_classes", "estimates",
+    "depends_on_example", "use", "advice", "recipe", "transition", "share", "num_examples", "num_classes", "estimates",
 }  # fmt: skip
 
 
@@ -65,6 +65,24 @@ def test_pair_noise_is_told_to_use_its_matrix():
 def test_few_examples_of_each_class_still_show_that_pair_noise_has_no_minimum():
     assert not advised(nls.pair_transition(10, 0.2), 60).feasible
     assert advised(nls.symmetric_transition(10, 0.2), 60).feasible
+
+
+def test_labels_that_go_with_what_else_an_example_looks_like_get_no_rate():
+    """Each predicted class holds two groups: labels of one are pulled to the class before, of the other to the next."""
+    group = torch.arange(6000) % 2
+    predicted = torch.arange(6000) // 2 % 3
+    other = (predicted + 1 + group) % 3
+    model = (
+        0.7 * torch.eye(3, dtype=torch.float64)[predicted] + 0.2 * torch.eye(3, dtype=torch.float64)[other] + 0.1 / 3
+    )
+    wrong = torch.rand(6000, generator=torch.Generator().manual_seed(0)) < 0.3
+    mixed = suggest_smooth_rate(torch.where(wrong, other, predicted), model)
+    assert (mixed.use, mixed.depends_on_example) == (False, True)
+    assert mixed.symmetry_residual < 0.1  # on average the matrix is symmetric, and says nothing
+    assert "the label still goes with the other class" in mixed.advice
+    either = (predicted + 1 + torch.arange(6000) // 6 % 2) % 3  # the same matrix, drawn without a look at the group
+    found = suggest_smooth_rate(torch.where(wrong, either, predicted), model)
+    assert (found.use, found.depends_on_example) == (True, False)
 
 
 def test_clean_labels_are_left_alone():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import nls
-from nls.anchors import LEAST, SHARES, count_noise
+from nls.anchors import LEAST, SHARES, count_noise, label_dependence
 from nls.rates import frobenius_rate, scalar_share
 
 
@@ -113,6 +113,79 @@ def test_a_class_that_is_never_predicted_has_the_row_of_symmetric_noise():
     right = float((found.transition.diagonal() * found.counts)[:3].sum() / found.counts.sum())
     assert found.counts[3] == 0
     assert found.transition[3].tolist() == pytest.approx([(1 - right) / 3] * 3 + [right])
+
+
+def test_dependence_is_the_distance_from_permuted_labels():
+    """By hand: the sum over examples, and its spread when labels are permuted within the predicted classes."""
+    maker = torch.Generator().manual_seed(0)
+    model = torch.rand(120, 4, generator=maker, dtype=torch.float64).softmax(1)
+    labels = torch.randint(4, (120,), generator=maker)
+    predicted = model.argmax(1)
+
+    def total(labels):
+        found = 0.0
+        for k in range(4):
+            rows = (predicted == k).nonzero()[:, 0].tolist()
+            q = [[float(model[x, j] / (1 - model[x, k])) if j != k else 0.0 for j in range(4)] for x in rows]
+            for j in range(4):
+                mean = sum(row[j] for row in q) / len(rows)
+                found += sum((row[j] - mean) for x, row in zip(rows, q, strict=True) if labels[x] == j)
+        return found
+
+    permuted = []
+    for _ in range(400):
+        order = torch.arange(120)
+        for k in range(4):
+            rows = (predicted == k).nonzero()[:, 0]
+            order[rows] = rows[torch.randperm(len(rows), generator=maker)]
+        permuted.append(total(labels[order]))
+    permuted = torch.tensor(permuted)
+    spread = float(permuted.std())
+    assert abs(float(permuted.mean())) < 5 * spread / 20
+    assert label_dependence(model, labels) == pytest.approx(total(labels) / spread, rel=5 / 800**0.5, abs=0.05)
+
+
+def test_dependence_is_standard_normal_under_noise_of_the_class_alone():
+    maker = torch.Generator().manual_seed(0)
+    found = []
+    for seed in range(200):
+        noisy, model = made(nls.pair_transition(4, 0.3), 100, seed)
+        model = model + 0.1 * torch.rand(model.shape, generator=maker, dtype=torch.float64)
+        found.append(label_dependence(model / model.sum(1, keepdim=True), noisy))
+    found = torch.tensor(found)
+    assert abs(float(found.mean())) < 5 / 200**0.5
+    assert abs(float(found.std()) - 1) < 5 / 400**0.5
+
+
+def test_two_classes_have_nothing_else_to_look_like():
+    noisy, model = made(nls.symmetric_transition(2, 0.3), 200)
+    assert label_dependence(model, noisy) == 0
+    assert not count_noise(model, noisy, resamples=0).depends_on_example
+
+
+def test_shares_in_which_labels_depend_on_the_example_are_not_taken():
+    """The less sure half carries the label of the other class that it looks like; agreement is the same everywhere."""
+    maker = torch.Generator().manual_seed(0)
+    place = torch.arange(6000) // 3 / 2000
+    predicted, side = torch.arange(6000) % 3, torch.randint(1, 3, (6000,), generator=maker)
+    wrong = torch.rand(6000, generator=maker) < 0.3
+    drawn = torch.randint(1, 3, (6000,), generator=maker)
+    labels = torch.where(wrong, (predicted + torch.where(place < 0.3, drawn, side)) % 3, predicted)
+    eye = torch.eye(3, dtype=torch.float64)
+    height = (0.9 - 0.3 * place.double())[:, None]
+    model = height * eye[predicted] + (1 - height) * (
+        0.8 * eye[(predicted + side) % 3] + 0.2 * eye[(predicted - side) % 3]
+    )
+    found = count_noise(model, labels, resamples=20)
+    assert found.depends_on_example
+    assert found.share in (0.25, 0.35)
+    whole = torch.where(wrong, (predicted + side) % 3, predicted)
+    nowhere = count_noise(model, whole, resamples=0)
+    assert nowhere.depends_on_example
+    assert nowhere.share == SHARES[-1]
+    nothing = count_noise(model, torch.where(wrong, (predicted + drawn) % 3, predicted), resamples=0)
+    assert not nothing.depends_on_example
+    assert nothing.share == SHARES[0]
 
 
 @pytest.mark.parametrize(

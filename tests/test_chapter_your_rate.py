@@ -142,6 +142,21 @@ def never_used(patch):
     change_study(patch, lambda study: study.assign(use=study["use"].where(study["use"].isna(), 0.0)))
 
 
+def always_flagged(patch):
+    """Let labels depend on the example in every run."""
+    column = "depends_on_example"
+    change_study(patch, lambda study: study.assign(**{column: study[column].where(study[column].isna(), 1.0)}))
+
+
+def unpaired(patch):
+    """Test what each example looks like against the label of another one."""
+    dependence = anchors._dependence
+    patch.setattr(
+        anchors, "_dependence",
+        lambda model, predicted, labels: dependence(model, predicted, labels[torch.randperm(len(labels))]),
+    )  # fmt: skip
+
+
 def people_agree(patch):
     """Let the advice about the labels of people be to use a rate."""
     change_study(patch, lambda table: table.assign(use=table["use"].where(table["use"].isna(), 1.0)), "advice_human")
@@ -161,18 +176,21 @@ MUTATIONS = {
     unsorted_examples: {"order-not-calibration", "surest-are-less-wrong"},
     wide: {"does-not-cover"},
     mirrored: {"repairs-log-loss", "accuracy-both-ways"},
-    shuffled_cases: {"near-the-truth", "fooled-by-overlap"},
+    shuffled_cases: {"near-the-truth", "overlap-is-noticed"},
     shuffled_networks: {"repairs-log-loss", "accuracy-both-ways"},
     methods_swapped: {"near-the-truth", "nearer-than-anchors"},
-    always_used: {"refuses-where-apart"},
+    always_used: {"refuses-where-apart", "overlap-is-noticed", "following-harms-nowhere"},
+    always_flagged: {"silent-on-symmetric"},
+    unpaired: {"dependence-tells"},
     people_agree: {"people-get-a-no"},
     people_swapped: {"people-too-high"},
-    never_used: {"repairs-log-loss", "accuracy-both-ways", "fooled-by-overlap"},
+    never_used: {"repairs-log-loss", "accuracy-both-ways"},
 }
 STORED = (
-    mirrored, shuffled_cases, shuffled_networks, methods_swapped, always_used, never_used, people_agree, people_swapped,
+    mirrored, shuffled_cases, shuffled_networks, methods_swapped, always_used, always_flagged, never_used, people_agree,
+    people_swapped,
 )  # fmt: skip
-LEAST = {"num_repeats": 2, "share_seeds": 2, "num_splits": 1}
+LEAST = {"num_repeats": 2, "share_seeds": 2, "num_splits": 1, "test_seeds": 2}
 NEEDS = {  # what a mutation is about; the rest is run as little as it can be
     one_share: {"num_repeats": 24},
     wide: {"num_repeats": 24},
@@ -180,6 +198,7 @@ NEEDS = {  # what a mutation is about; the rest is run as little as it can be
     unsorted_examples: {"share_seeds": 15},
     in_sample: {"num_splits": 2},
     transposed: {"num_splits": 3},
+    unpaired: {"test_seeds": 5},
 }
 
 
