@@ -1,10 +1,10 @@
 """Label smoothing under noisy labels: losses, noise models and posterior-entropy analysis."""
 
-from nls.advise import suggest_smooth_rate
-from nls.claims import Claim, ClaimError, check_claims, claims_table
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from nls.data import load_dataset
 from nls.each import fit_each
-from nls.engine import run_grid
 from nls.fused import fused_gls_loss
 from nls.grid import Cell, Grid
 from nls.losses import GLSLoss, backward_corrected_loss, forward_corrected_loss, gls_loss, gls_targets
@@ -29,12 +29,27 @@ from nls.posterior import (
     output_map,
 )
 from nls.rates import feasible_rate, frobenius_rate, optimal_smooth_rate
-from nls.records import RecordStore
-from nls.stats import mean_interval, paired_interval, select_by_validation, tied_levels
-from nls.store import load_results, save_results
 from nls.training import fit_stack, seeded_generator
 
+if TYPE_CHECKING:
+    from nls.advise import suggest_smooth_rate
+    from nls.claims import Claim, ClaimError, check_claims, claims_table
+    from nls.engine import run_grid
+    from nls.records import RecordStore
+    from nls.stats import mean_interval, paired_interval, select_by_validation, tied_levels
+    from nls.store import load_results, save_results
+
 __version__ = "0.1.0"
+
+# These need pandas or SciPy, which would double what the rest adds to the import of torch: imported when first used.
+_LATER = {
+    "advise": ("suggest_smooth_rate",),
+    "claims": ("Claim", "ClaimError", "check_claims", "claims_table"),
+    "engine": ("run_grid",),
+    "records": ("RecordStore",),
+    "stats": ("mean_interval", "paired_interval", "select_by_validation", "tied_levels"),
+    "store": ("load_results", "save_results"),
+}
 
 __all__ = [
     "Cell",
@@ -82,3 +97,18 @@ __all__ = [
     "symmetric_transition",
     "tied_levels",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what is named in _LATER, or the module that has it."""
+    for module, names in _LATER.items():
+        if name == module or name in names:
+            found = import_module(f"nls.{module}")
+            globals()[name] = found if name == module else getattr(found, name)
+            return globals()[name]
+    raise AttributeError(f"module 'nls' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List what is not imported yet as well."""
+    return sorted({*globals(), *_LATER, *__all__})
