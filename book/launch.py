@@ -18,30 +18,47 @@ from parameters import BookError, read_notebook
 LAUNCH_BRANCH = "launch"  # what the Colab buttons open; you push the launch copies there
 COLAB = "https://colab.research.google.com"
 
-# What a launch copy does first. Colab fetches one commit, so that the code is the one that built the page. --no-deps
-# keeps Colab's own torch; the packages named after it are those that Colab may lack.
+CONTENT = "/content"  # where Colab's files are; a drive is mounted below it
+
+# What a chapter needs that Colab lacks, beside what nls itself needs.
+PACKAGES = {"01_smooth_rate": ["timm"], "31_graphs": ["torch_geometric"], "40_your_rate": ["cleanlab"]}
+
+# What a launch copy does first. Colab fetches one commit, so that the code is the one that built the page, and
+# installs what is missing under constraints that hold what is there, for a replaced torch breaks the runtime.
 SETUP = """\
 # Set-up for Colab: fetches the book's code at the commit that built this page. Elsewhere it does nothing.
+DRIVE = ""  # "{content}/drive/MyDrive/nls" keeps there what studies train; after a disconnect, run all: they go on
+REPOSITORY = "{url}"
+COMMIT = "{commit}"
+
 import importlib
 import os
 import subprocess
 import sys
-
-REPOSITORY = "{url}"
-COMMIT = "{commit}"
-PACKAGES = ("torchmetrics", "lightning-utilities", "timm")
+from importlib.metadata import version
 
 if "google.colab" in sys.modules:
-    folder = "/content/{name}"
+    folder, held = "{content}/{name}", "{content}/held.txt"
+    with open(held, "w") as file:
+        file.writelines(f"{{name}}=={{version(name)}}\\n" for name in ("torch", "torchvision", "numpy", "scipy"))
     for command in (
         ["git", "init", "--quiet", folder],
         ["git", "-C", folder, "fetch", "--quiet", "--depth", "1", REPOSITORY, COMMIT],
         ["git", "-C", folder, "checkout", "--quiet", COMMIT],
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", folder, *PACKAGES],
+        [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", held, {packages}],
     ):
         subprocess.run(command, check=True)
     importlib.invalidate_caches()
-    os.chdir(folder + "/book/notebooks")"""
+    os.chdir(folder + "/book/notebooks")
+    if DRIVE:
+        from google.colab import drive
+
+        drive.mount("{content}/drive")
+        os.environ["NLS_STORE"] = DRIVE
+    import torch
+
+    gpu = torch.cuda.is_available() and torch.cuda.get_device_name()
+    print(f"GPU: {{gpu}}" if gpu else "No GPU: all runs on the CPU. For one: Runtime, Change runtime type, T4 GPU.")"""
 
 
 def repository_url(environment: Mapping[str, str]) -> str | None:
@@ -107,7 +124,7 @@ def launch_settings(url: str | None) -> dict:
     }
 
 
-def write_launch_copies(source: Path, out: Path, url: str, commit: str) -> list[Path]:
+def write_launch_copies(source: Path, out: Path, url: str, commit: str, content: str = CONTENT) -> list[Path]:
     """Write the notebooks as Colab opens them: no outputs, a set-up cell first.
 
     Args:
@@ -115,16 +132,18 @@ def write_launch_copies(source: Path, out: Path, url: str, commit: str) -> list[
         out: Where to write; the copies land in out/book/notebooks, as the buttons expect.
         url: The repository's address.
         commit: The commit to fetch.
+        content: Where Colab's files are.
 
     Returns:
         The files written.
     """
-    setup = SETUP.format(url=url, commit=commit, name=url.rsplit("/", 1)[1])
     target = out / "book" / "notebooks"
     target.mkdir(parents=True, exist_ok=True)
     written = []
     for path in sorted((source / "notebooks").glob("*.ipynb")):
         notebook = read_notebook(path)
+        packages = ", ".join(["folder", *(f'"{name}"' for name in PACKAGES.get(path.stem, []))])
+        setup = SETUP.format(url=url, commit=commit, name=url.rsplit("/", 1)[1], content=content, packages=packages)
         cell = nbformat.v4.new_code_cell(setup, id="launch-setup", metadata={"tags": ["hide-input"]})
         notebook.cells.insert(0, cell)
         nbformat.write(notebook, target / path.name)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from nls import _checks
 from nls.chunk import train_chunk
 from nls.grid import ENGINE_VERSION, Cell, Grid
-from nls.records import RecordStore, row_of
+from nls.records import RecordStore, row_of, session_store
 from nls.text import TEXT_SETS
 
 CHUNK = 28
@@ -112,7 +112,8 @@ def run_grid(
 
     Args:
         grid: The cells.
-        store: A :class:`nls.records.RecordStore` or its folder; None keeps the results in memory only.
+        store: A :class:`nls.records.RecordStore` or its folder; by default the folder that the environment variable
+            ``NLS_STORE`` names, and without it the results are kept in memory only.
         root: Folder of your own data sets, see :func:`nls.load_dataset`; for the cells with ``from_root``.
         workers: Processes on this machine; by default as many as the environment variable ``NLS_WORKERS`` says, else
             one for each core, or for each GPU where networks are trained on them; 1 runs in this process.
@@ -149,6 +150,7 @@ def run_grid(
         raise TypeError(f"store must be a folder or a RecordStore, got {_checks.describe(store)}")
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", str(device)):
         raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:0' and so on, got {device!r}")
+    store = session_store() if store is None else store
     records = _Memory() if store is None else store if isinstance(store, RecordStore) else RecordStore(store)
     records.expect({name: _digest(root, name) for name in {cell.dataset for cell in grid if cell.from_root}})
     images = any(cell.network != "mlp" for cell in grid)

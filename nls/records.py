@@ -38,6 +38,15 @@ class RecordWarning(UserWarning):
     """A record that is damaged or foreign, or a store that cannot be locked."""
 
 
+def session_store() -> str | None:
+    """Return the folder that the environment variable ``NLS_STORE`` names, or None.
+
+    What a call without a store of its own trains is kept there, so that on a machine that may be taken away, as on
+    Colab, one setting loses no run of any study.
+    """
+    return os.environ.get("NLS_STORE") or None
+
+
 class RecordStore:
     r"""A folder with one file ``<id>.json`` for each trained cell.
 

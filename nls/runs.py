@@ -27,7 +27,7 @@ from tqdm import tqdm
 from nls import _checks
 from nls.chunk import code_commit
 from nls.engine import _count_workers, _deadline, _shows
-from nls.records import RecordWarning, decode, encode, put_whole
+from nls.records import RecordWarning, decode, encode, put_whole, session_store
 
 Value = bool | int | float | str | None
 Rows = Mapping[str, Value] | list[Mapping[str, Value]]
@@ -55,7 +55,8 @@ def run_all(
         function: Defined at the top of a module. It takes the parameters by keyword, and returns one row, a dict of
             plain values, or a list of rows.
         runs: The parameters of each run: names to plain values (bool, int, float, str or None).
-        store: Folder of finished runs, made if it is missing; None keeps nothing.
+        store: Folder of finished runs, made if it is missing; by default the one that the environment variable
+            ``NLS_STORE`` names, and without it nothing is kept.
         workers: Processes at once; by default as :func:`nls.run_grid`. Each has one thread of torch.
         time_limit: Seconds after which no further run is begun; what is left over has no row.
         progress: Whether to show a bar; by default in notebooks and terminals.
@@ -80,7 +81,7 @@ def run_all(
     wanted = [_checked(run, "runs") for run in runs]
     if not wanted:
         raise ValueError("runs must hold at least one set of parameters, got none")
-    kept = _Kept(function, store)
+    kept = _Kept(function, session_store() if store is None else store)
     names = [kept.name(run) for run in wanted]
     for index, name in enumerate(names):
         if name in names[:index]:

@@ -285,6 +285,15 @@ def test_instance_noise_depends_on_the_instance_and_is_nested():
     assert np.isnan(table["nll_mapped_last"]).all()
 
 
+def test_the_environment_names_a_store_for_grids_that_have_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("NLS_STORE", str(tmp_path))
+    grid = Grid(smooth_rate=[0.0, -1.0], **QUICK)
+    tables = [run_grid(grid, workers=1) for _ in range(2)]
+    assert [table.attrs["trained"] for table in tables] == [2, 0]
+    pd.testing.assert_frame_equal(*tables)
+    assert len(list(tmp_path.glob("*.json"))) == 2
+
+
 def test_a_larger_grid_trains_only_what_it_adds(tmp_path):
     small = Grid(noise_rate=[0.0, 0.4], smooth_rate=[0.0, -1.0], **QUICK)
     first = run_grid(small, store=tmp_path, workers=1)

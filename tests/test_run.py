@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -672,7 +674,7 @@ def git(folder, *arguments):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def test_launch_copy_works_in_a_colab_like_place(book, tmp_path, monkeypatch):
+def test_launch_copy_works_in_a_colab_like_place(book, tmp_path, monkeypatch, capsys):
     git(book, "init", "--quiet")
     git(book, "add", "book")
     git(book, "commit", "--quiet", "-m", "first")
@@ -691,6 +693,7 @@ def test_launch_copy_works_in_a_colab_like_place(book, tmp_path, monkeypatch):
     place, run_command, installs = tmp_path / "content", subprocess.run, []
     setup = setup.replace(URL, str(book)).replace("/content/", f"{place}/")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NLS_STORE", raising=False)
 
     def fake_run(command, **keywords):
         if "pip" in command:
@@ -700,13 +703,27 @@ def test_launch_copy_works_in_a_colab_like_place(book, tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", fake_run)
     exec(setup, {})
     assert Path.cwd() == tmp_path  # outside Colab nothing happens
+    assert capsys.readouterr().out == ""
+    place.mkdir()
     monkeypatch.setitem(sys.modules, "google.colab", sys)
     exec(setup, {})
     assert Path.cwd() == (place / "some-book" / "book" / "notebooks").resolve()
     assert Path("01_one.ipynb").exists()
     exec(setup, {})  # a second run is harmless
-    assert all("--no-deps" in command and "torch" not in command for command in installs)
-    assert str(place / "some-book") in installs[0]
+    assert [command[1:] for command in installs] == [
+        ["-m", "pip", "install", "--quiet", "--constraint", str(place / "held.txt"), str(place / "some-book")]
+    ] * 2
+    assert f"torch=={version('torch')}" in (place / "held.txt").read_text().splitlines()
+    assert len(re.findall("^(GPU: |No GPU: all runs on the CPU)", capsys.readouterr().out, re.MULTILINE)) == 2
+    assert "NLS_STORE" not in os.environ
+
+    drive = f"{place}/drive/MyDrive/nls"
+    mounted = SimpleNamespace(mount=lambda folder: Path(folder, "MyDrive").mkdir(parents=True))
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(drive=mounted))
+    monkeypatch.setenv("NLS_STORE", "")  # so that it is as it was afterwards
+    exec(setup.replace('DRIVE = ""', f'DRIVE = "{drive}"'), {})
+    assert os.environ["NLS_STORE"] == drive
+    assert Path(drive).parent.is_dir()
 
 
 def test_record_of_a_run_is_json(built):

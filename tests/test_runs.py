@@ -67,6 +67,18 @@ def test_a_finished_run_is_not_run_again(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_the_environment_names_a_store_for_calls_that_name_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("NLS_STORE", str(tmp_path / "session"))
+    first = run_all(power, RUNS[:2], workers=1)
+    assert run_all(power, RUNS[:2], workers=1).equals(first)
+    assert len(CALLS) == len(list((tmp_path / "session").glob("*.json"))) == 2
+    run_all(power, RUNS[:2], store=tmp_path / "own", workers=1)
+    assert len(CALLS) == 4
+    monkeypatch.setenv("NLS_STORE", "")
+    run_all(power, RUNS[:2], workers=1)
+    assert len(CALLS) == 6
+
+
 def test_an_error_names_the_run_and_loses_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError) as caught:
         run_all(falls_at, [{"base": base} for base in (1, 2, 3)], store=tmp_path, workers=1)
