@@ -3,8 +3,9 @@
     python book/browse_site.py [--out _build]
 
 A page passes if it requests nothing off the site, logs no error, throws none, typesets its maths, shows one search
-button, and nothing sticks out sideways on a phone. Chromium is driven over --remote-debugging-pipe, which needs
-nothing but the standard library: messages of the DevTools protocol, as JSON, each ended by a zero byte.
+button, and nothing sticks out sideways on a phone; the first page must be light, too. Chromium is driven over
+--remote-debugging-pipe, which needs nothing but the standard library: messages of the DevTools protocol, as JSON, each
+ended by a zero byte.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = [
@@ -42,6 +44,7 @@ WIDTHS = {"desktop": 1440, "phone": 390}
 SCHEMES = ("light", "dark")
 TALLEST = 16000  # Chromium cannot draw a taller picture
 PATIENCE = 60.0  # seconds for any one answer
+FIRST_PAGE_BYTES = 1_000_000  # what a reader on a phone waits for
 # A visitor who does not want to predict first: the answers are to be checked, too.
 UNASKED = "try { localStorage.setItem('nls-prediction:ask', 'no') } catch {}"
 
@@ -79,8 +82,9 @@ PROBE = """(async () => {
 class Browser:
     """A headless Chromium with one page."""
 
-    def __init__(self, program: str, profile: str) -> None:
+    def __init__(self, program: str, profile: str, patience: float = PATIENCE) -> None:
         self._buffer, self._count, self._session, self.events = b"", 0, None, []
+        self._patience = patience
         browser_in, self._write = os.pipe()
         self._read, browser_out = os.pipe()
         command = [sys.executable, "-c", CONNECT, str(browser_in), str(browser_out), program, *FLAGS]
@@ -106,7 +110,7 @@ class Browser:
     def _receive(self) -> dict:
         """Read one message."""
         while b"\0" not in self._buffer:
-            if not select.select([self._read], [], [], PATIENCE)[0]:
+            if not select.select([self._read], [], [], self._patience)[0]:
                 raise TimeoutError("the browser does not answer")
             chunk = os.read(self._read, 2**20)
             if not chunk:
@@ -136,7 +140,7 @@ class Browser:
         """Open an address and wait until it has loaded; earlier events are dropped."""
         self.events.clear()
         loader = self.call("Page.navigate", url=address)["loaderId"]
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self._patience
         while not any(self._ends_load(event, loader) for event in self.events):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{address} does not load")
@@ -232,6 +236,38 @@ def read_events(events: list[dict], site: str) -> list[str]:
     return findings
 
 
+def weigh(events: list[dict], site: str, html: Path) -> int:
+    """Add up what a page load requests, as if nothing was in the cache and nothing compressed.
+
+    Args:
+        events: Events of the DevTools protocol.
+        site: The site's own address.
+        html: The site's folder.
+
+    Returns:
+        Bytes of the page and of all files that it requests, each counted once.
+    """
+    asked = (e["params"]["request"]["url"] for e in events if e.get("method") == "Network.requestWillBeSent")
+    names = {unquote(urlsplit(url).path).lstrip("/") for url in asked if url.startswith(site + "/")}
+    return sum((html / name).stat().st_size for name in names if (html / name).is_file())
+
+
+def report_weights(weights: dict[str, int]) -> list[str]:
+    """Print how heavy the pages are, the heaviest ones and the first.
+
+    Args:
+        weights: Page -> bytes.
+
+    Returns:
+        A finding if the first page is too heavy.
+    """
+    heaviest = sorted(weights, key=weights.get, reverse=True)[:5]
+    for page in [*heaviest, *(["index.html"] if "index.html" not in heaviest else [])]:
+        print(f"{weights[page] / 1e6:6.2f} MB  {page}")
+    first = weights["index.html"]
+    return [f"index.html: {first} bytes, more than {FIRST_PAGE_BYTES}"] if first > FIRST_PAGE_BYTES else []
+
+
 def visit(browser: Browser, site: str, page: str, view: str, scheme: str, folder: Path) -> list[str]:
     """Open one page in one way, save its screenshot and check it.
 
@@ -315,7 +351,7 @@ def main(arguments: list[str] | None = None) -> int:
     pages = list_pages(html)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    findings, start = [], time.monotonic()
+    findings, weights, start = [], {}, time.monotonic()
     with serve(html) as site, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = Browser(program, profile)
         try:
@@ -324,9 +360,11 @@ def main(arguments: list[str] | None = None) -> int:
                 for view in WIDTHS:
                     for scheme in SCHEMES:
                         findings += visit(browser, site, page, view, scheme, folder)
+                        weights[page] = max(weights.get(page, 0), weigh(browser.events, site, html))
             findings += check_search(browser, site, args.search)
         finally:
             browser.close()
+    findings += report_weights(weights)
     loads = len(pages) * len(WIDTHS) * len(SCHEMES)
     external = sum("external request" in f for f in findings)
     errors = sum("console error" in f or "page error" in f for f in findings)

@@ -26,6 +26,7 @@ from pathlib import Path
 import check_site
 import joblib
 import yaml
+from cite import citation_settings
 from execute import ANSI, child_environment, run_notebooks
 from launch import LAUNCH_BRANCH, launch_settings, repository_url, source_commit, write_launch_copies
 from parameters import BookError, plan_runs, read_cell_timeout
@@ -167,7 +168,7 @@ def execute_book(root: Path, out: Path, runs: dict[str, dict], args: argparse.Na
     return sorted(runs.keys() - record.keys())
 
 
-def render(root: Path, out: Path, url: str | None) -> Path:
+def render(root: Path, out: Path, url: str | None, commit: str = "") -> Path:
     """Render the stage with Jupyter Book; any warning is an error.
 
     Args:
@@ -175,6 +176,7 @@ def render(root: Path, out: Path, url: str | None) -> Path:
         out: The build folder.
         url: The repository's address or None.
 
+        commit: The commit that is built, if known: pages say it where they say how to cite them.
     Returns:
         The rendered site, not yet in its place.
 
@@ -183,6 +185,8 @@ def render(root: Path, out: Path, url: str | None) -> Path:
     """
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")) | launch_settings(url)
     (out / "stage" / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    citation = citation_settings(root, config["copyright"], commit, url)
+    config["sphinx"]["config"]["html_context"]["citation"] = citation
     target = out / "render"
     shutil.rmtree(target, ignore_errors=True)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
@@ -219,6 +223,27 @@ def replace_site(new: Path, site: Path) -> None:
 
 
 def build(args: argparse.Namespace) -> None:
+def known_commit(root: Path, url: str | None) -> str:
+    """Find the commit that is built, which only a book with an address must have.
+
+    Args:
+        root: The checkout.
+        url: The repository's address or None.
+
+    Returns:
+        The full hash, or an empty string.
+
+    Raises:
+        BookError: If there is an address and no commit.
+    """
+    try:
+        return source_commit(root, os.environ)
+    except BookError:
+        if url:
+            raise
+        return ""
+
+
     """Build the book as the command line says.
 
     Args:
@@ -230,7 +255,7 @@ def build(args: argparse.Namespace) -> None:
     start = time.monotonic()
     root, out = args.root.resolve(), (args.out or args.root / "_build").resolve()
     url = repository_url(os.environ)
-    commit = source_commit(root, os.environ) if url else ""
+    commit = known_commit(root, url)
     runs = plan_runs(root / "book", args.profile, args.set)
     check_site.check_toc(root / "book")
     try:

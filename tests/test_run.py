@@ -68,9 +68,10 @@ def write_notebook(path, *sources, tags=(), mystnb=None):
 
 def write_book(root, names=("01_one",)):
     """The smallest book, with the real configuration and extension."""
-    shutil.copy(ROOT / "_config.yml", root)
+    for name in ("_config.yml", "CITATION.cff"):
+        shutil.copy(ROOT / name, root)
     (root / "book" / "notebooks").mkdir(parents=True)
-    for name in ("_ext", "_web"):
+    for name in ("_ext", "_templates", "_web"):
         shutil.copytree(ROOT / "book" / name, root / "book" / name)
     pages = "".join(f"      - file: notebooks/{name}\n" for name in names)
     toc = f"format: jb-book\nroot: index\nparts:\n  - caption: Part\n    numbered: true\n    chapters:\n{pages}"
@@ -380,6 +381,26 @@ def test_build_without_an_address(built):
     assert page.find("figcaption").get_text().strip().startswith("Fig. 1.1 The finding.")
     assert page.find("details", class_="hide") or page.select(".tag_hide-input")
     assert "seed = 3" in page.get_text()
+
+
+def test_pages_are_light_named_and_say_how_to_cite_them(built):
+    html = built / "_build" / "html"
+    first, page = (html / "index.html").read_text(), (html / "notebooks" / "01_one.html").read_text()
+    for text in (first, page):
+        assert "fontawesome" in text
+        assert "all.min.js" not in text
+        assert text.count('<nav aria-label="Home">') == 1
+        assert re.search(r'role="search".*search-button-field search-button__button" title', text, re.DOTALL)
+        assert 'aria-label="Toggle hidden content"' not in text
+    assert "mathjax/tex-chtml" in first  # it has a formula
+    assert "mathjax/tex-chtml" not in page
+    assert "js/rate.js" not in first + page
+    cited = re.search(r'<details class="nls-cite">.*?</details>', page, re.DOTALL)[0]
+    assert "Cite this page" in cited
+    assert "The contributors (2026). A question. In Label smoothing under noisy labels, version" in cited
+    assert "@misc{label-smoothing-under-noisy-labels:01_one," in cited
+    assert "Cite this book" in first
+    assert "nls-cite" not in (html / "genindex.html").read_text()
 
 
 def test_staged_notebook_is_tidy_and_checked(built):
