@@ -146,7 +146,7 @@ def _origin(name: str) -> type:
     try:
         from torchvision import datasets
     except ImportError as error:
-        raise ValueError(f"{name} needs torchvision, which names its files: pip install torchvision") from error
+        raise ValueError(f"{name} needs torchvision, which names its files: pip install 'nls[images]'") from error
     return getattr(datasets, _RELEASES[name].torchvision)
 
 

@@ -141,10 +141,16 @@ def resnet34(num_classes: int, in_channels: int = 3) -> nn.Module:
         The network of torchvision with another stem, initialised from torch's global generator;
         :func:`build_network` seeds it.
 
+    Raises:
+        ValueError: If torchvision is not installed; the message names the extra.
+
     References:
         He et al., 2016, arXiv:1512.03385.
     """
-    from torchvision.models.resnet import BasicBlock, ResNet
+    try:
+        from torchvision.models.resnet import BasicBlock, ResNet
+    except ImportError as error:
+        raise ValueError("ResNet-34 needs torchvision: pip install 'nls[images]'") from error
 
     network = ResNet(BasicBlock, [3, 4, 6, 3], num_classes=num_classes)
     network.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)

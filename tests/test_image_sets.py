@@ -339,5 +339,5 @@ def test_mnist_is_downloaded_file_by_file_from_the_first_mirror_that_answers(tmp
 
 def test_without_torchvision_the_message_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchvision", None)
-    with pytest.raises(ValueError, match="cifar10 needs torchvision, which names its files: pip install torchvision"):
+    with pytest.raises(ValueError, match=r"cifar10 needs torchvision.*: pip install 'nls\[images\]'"):
         load_dataset("cifar10", tmp_path)

@@ -73,6 +73,12 @@ def test_resnet34_has_the_layers_of_the_paper():
     assert [size[0] for size in sizes if size[2] == 1] == [128, 256, 512]
 
 
+def test_resnet34_without_torchvision_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.models.resnet", None)
+    with pytest.raises(ValueError, match=r"ResNet-34 needs torchvision: pip install 'nls\[images\]'"):
+        build_network("resnet34", 10)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 32), (2, 17)])
 def test_sizes_and_channels(name, channels, side):
