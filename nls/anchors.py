@@ -65,8 +65,9 @@ def count_noise(
 
     A small share holds few examples of other classes, and few examples. The largest share is taken whose disagreement
     of label and prediction, and that of each larger step below it, differs from that of every smaller one by at most
-    two standard errors of the difference, as in Lepski's method. Resamples of the examples choose anew. No share is
-    taken in which :func:`label_dependence` is above ``DEPENDENCE``, unless it is so in all of them.
+    two standard errors of the difference, as in Lepski's method. Resamples of the examples choose anew. No share above
+    the largest one in which :func:`label_dependence` is at most ``DEPENDENCE`` is taken, and only the smallest usable
+    one if there is none.
 
     The squares in the formulas of :func:`nls.rates.frobenius_rate` are taken without the part that counting adds:
     :math:`|T_i|^2 \leftarrow (n_i |\hat T_i|^2 - 1) / (n_i - 1)`.
@@ -127,11 +128,12 @@ def label_dependence(probabilities: torch.Tensor, noisy_labels: torch.Tensor) ->
         V = \sum_i \frac{\langle E_i^\top E_i, Q_i^\top Q_i \rangle}{|R_i| - 1}
 
     with the examples :math:`R_i` predicted to be of class i, :math:`q_j = p_j / (1 - p_i)` for :math:`j \ne i` and
-    :math:`q_i = 0`, the one-hot labels :math:`e`, and the matrices :math:`E_i`, :math:`Q_i` of the centred rows. V is
-    the variance of S when the labels of each :math:`R_i` are permuted, so z is about standard normal if all of
-    :math:`R_i` is of one class and the noise depends on the class alone. Classes that are mixed, noise that depends
-    on the example, and models that saw the labels make it large. Of two classes there is nothing else to look like:
-    it is 0.
+    :math:`q_i = 0`, the one-hot labels :math:`e`, means :math:`\bar e_i`, :math:`\bar q_i` over :math:`R_i`, and the
+    matrices :math:`E_i`, :math:`Q_i` of the centred rows. V is the variance of S when the labels of each :math:`R_i`
+    are permuted, so z is about standard normal if all of each :math:`R_i` is of one class and the noise depends on the
+    class alone. It is large where labels follow the class that an example looks like next: classes that are mixed,
+    noise that depends on the example, and models that saw the labels do that. The more labels are wrong, the less is
+    left of it. Of two classes there is nothing else to look like: it is 0.
 
     Args:
         probabilities: Out of sample [n, K].
