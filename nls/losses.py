@@ -193,6 +193,7 @@ class GLSLoss(nn.Module):
     .. math:: \ell_r(z, y) = \operatorname{lse}(z) - (1 - r)\, z_y - \frac{r}{K} \sum_k z_k
 
     A rate given as a tensor and the weights are buffers: they follow ``.to(device)`` and are part of ``state_dict``.
+    After a warm-up, set the attribute ``smooth_rate`` anew; each call checks it.
 
     Args:
         smooth_rate: :math:`r \le 1`, a number or a tensor of shape [], [N] or that of the class indices.

@@ -637,6 +637,17 @@ def test_module_state():
     assert repr(module).startswith(expected)
 
 
+def test_the_rate_of_a_module_may_change_after_a_warm_up():
+    logits, labels = draw(4)
+    module = GLSLoss(0.0)
+    same(module(logits, labels), F.cross_entropy(logits, labels))
+    module.smooth_rate = -0.4
+    same(module(logits, labels), gls_loss(logits, labels, -0.4))
+    module.smooth_rate = 2.0
+    with pytest.raises(ValueError, match=r"smooth_rate must be a finite number in \(-inf, 1\], got 2.0"):
+        module(logits, labels)
+
+
 # Accelerators and compilation.
 
 
