@@ -19,7 +19,7 @@ AXE   := _build/axe/package/axe.min.js
 
 .DEFAULT_GOAL := help
 .PHONY: help book test lint smoke bench torture site-check axe-check clean \
-  drift expected digests lint-workflows test-lowest test-newest push-launch
+  drift expected digests lint-workflows test-lowest test-newest test-recipes push-launch
 
 # Of the package alone, without what only the book needs.
 PACKAGE_TESTS := $(addprefix tests/test_,$(addsuffix .py,losses noise posterior rates grid store stats calibration))
@@ -37,6 +37,7 @@ help:
 	@echo "make lint-workflows  check .github/workflows"
 	@echo "make test-lowest, make test-newest   test the package on the ends of its ranges of versions"
 	@echo "make smoke        run every notebook in seconds      (into _build/smoke)"
+	@echo "make test-recipes  run the recipes for timm, Lightning and Hugging Face in an environment of their own"
 	@echo "make bench        measure speed side by side, print ratios (BENCH='--quick' tries it out)"
 	@echo "make torture      kill, fill and damage running grids  (KILLS=20)"
 	@echo "make site-check   open every page in Chromium, save screenshots to _build/screenshots"
@@ -99,6 +100,15 @@ lint-workflows: .venv-lint/.installed
 test-lowest: TOLERATED := -W ignore::DeprecationWarning
 test-lowest test-newest: test-%: .venv-%/.installed
 	@OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n $(TEST_JOBS) $(TOLERATED) $(PACKAGE_TESTS)
+
+.venv-recipes/.installed: pyproject.toml .ci/ranges.py
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python .ci/ranges.py newest dev recipes | xargs $(@D)/bin/python -m pip install -q --disable-pip-version-check --upgrade
+	@touch $@
+
+# The newest of each library; with all of them wanted, none is skipped.
+test-recipes: .venv-recipes/.installed
+	@OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 NLS_RECIPES=all .venv-recipes/bin/python -m pytest -q tests/test_recipes.py
 
 bench: $(STAMP)
 	@OMP_NUM_THREADS=1 $(RUN) benchmarks/run.py $(BENCH)

@@ -30,6 +30,7 @@ from cite import citation_settings
 from execute import ANSI, child_environment, run_notebooks
 from launch import LAUNCH_BRANCH, launch_settings, repository_url, source_commit, write_launch_copies
 from parameters import BookError, plan_runs, read_cell_timeout
+from recipe_tables import write_recipes
 from statements import check_ledger, write_statements
 from teaching import write_teaching
 
@@ -273,6 +274,7 @@ def known_commit(root: Path, url: str | None) -> str:
         print(f"{stated} claims collected", flush=True)
     if trained := write_teaching(root / "book", out / "stage" / "book"):
         print(f"{trained} objectives listed", flush=True)
+    write_recipes(out / "stage" / "book")
     html = render(root, out, url)
     print(f"rendered {len(list(html.rglob('*.html')))} pages, 0 warnings", flush=True)
     findings = check_site.check(html, out / "stage" / "book", record, [str(root), sys.prefix]) + check_ledger(html)
