@@ -19,7 +19,7 @@ AXE   := _build/axe/package/axe.min.js
 
 .DEFAULT_GOAL := help
 .PHONY: help book test lint smoke bench torture site-check axe-check clean \
-  drift expected digests lint-workflows test-lowest test-newest test-recipes push-launch
+  pdf drift expected digests lint-workflows test-lowest test-newest test-recipes push-launch
 
 # Of the package alone, without what only the book needs.
 PACKAGE_TESTS := $(addprefix tests/test_,$(addsuffix .py,losses noise posterior rates grid store stats calibration))
@@ -43,6 +43,7 @@ help:
 	@echo "make site-check   open every page in Chromium, save screenshots to _build/screenshots"
 	@echo "make push-launch  replace the branch that the Colab buttons open (REMOTE=repository)"
 	@echo "make axe-check    open the pages with axe-core, which npm fetches   (AXE_PAGES='index.html ...', all by default)"
+	@echo "make pdf          print the last build as one PDF, by Chromium"
 	@echo "make clean        remove what was built, but not the environments"
 	@echo "SET='11_uci.num_seeds=4 11_uci.strict=false' ONLY='11*' make book   change parameters, run some notebooks"
 	@echo "PYTHON=python3.12 make ...   choose the interpreter of a new environment, 3.11 or newer"
@@ -118,6 +119,10 @@ torture: $(STAMP)
 
 site-check: $(STAMP)
 	@$(RUN) book/check_site.py && $(RUN) book/browse_site.py
+
+# The first page offers the PDF from then on, if it is light enough.
+pdf: $(STAMP)
+	@$(RUN) book/print_book.py
 
 # One commit without history, which takes the place of the branch; the credential is that of the program gh, if any.
 push-launch:

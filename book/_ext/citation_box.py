@@ -5,7 +5,7 @@ import re
 
 from sphinx.application import Sphinx
 
-BOX = """<details class="nls-cite"><summary>Cite this {what}</summary>
+BOX = """<details class="nls-cite"{state}><summary>Cite this {what}</summary>
 <p>{text}</p>
 <div class="highlight-bibtex notranslate"><div class="highlight"><pre>{entry}
 </pre></div></div></details>"""
@@ -69,7 +69,8 @@ def _add_box(app: Sphinx, pagename: str, templatename: str, context: dict, doctr
     title = known["fields"]["title"] if first else re.sub(r"^[\d.]+\s+", "", title)
     text, entry = cite_page(known["fields"], pagename, title, known["year"], known["commit"], known["url"])
     what = "book" if first else "page"
-    context["body"] += BOX.format(what=what, text=html.escape(text), entry=html.escape(entry))
+    parts = {"text": html.escape(text), "entry": html.escape(entry), "state": " open" if first else ""}
+    context["body"] += BOX.format(what=what, **parts)
 
 
 def setup(app: Sphinx) -> dict:
