@@ -282,6 +282,25 @@ def offer(html: Path, target: Path) -> bool:
     return True
 
 
+def pack(source: Path, target: Path, captions: list[str]) -> None:
+    """Pack a PDF, a third of which is there for screen readers, and mend its bookmarks.
+
+    Args:
+        source: The PDF as Chromium writes it, in which a heading that this script made is twice in its bookmark.
+        target: Where the packed one goes.
+        captions: The parts.
+    """
+    twice = {heading * 2: heading for heading in [*captions, "Solutions"]}
+    with pikepdf.open(source) as pdf:
+        marks = [pdf.Root.Outlines] if "/Outlines" in pdf.Root else []
+        while marks:
+            mark = marks.pop()
+            if (title := str(mark.get("/Title", ""))) in twice:
+                mark.Title = pikepdf.String(twice[title])
+            marks += [mark[key] for key in ("/First", "/Next") if key in mark]
+        pdf.save(target, object_stream_mode=pikepdf.ObjectStreamMode.generate)
+
+
 def print_book(out: Path, program: str) -> tuple[Path, int]:
     """Print the site of a build folder.
 
@@ -325,8 +344,7 @@ def print_book(out: Path, program: str) -> tuple[Path, int]:
                     numbers = find_sheets(Path(scratch) / NAME, slugs)
             finally:
                 browser.close()
-        with pikepdf.open(Path(scratch) / NAME) as pdf:  # unpacked, a third is there for screen readers
-            pdf.save(target, object_stream_mode=pikepdf.ObjectStreamMode.generate)
+        pack(Path(scratch) / NAME, target, [caption for caption, _ in parts if caption])
     return target, len(PdfReader(target).pages)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pikepdf = pytest.importorskip("pikepdf", reason="the PDF is packed with the book's own packages")
 pypdf = pytest.importorskip("pypdf", reason="the PDF is read with the book's own packages")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book"))  # the pipeline is a folder of scripts, not a package
@@ -140,6 +141,22 @@ def test_links_stay_within_the_book_and_chapters_are_bookmarks(printed):
     found = titles(printed.outline)
     assert [title for title in found if "Page" in title] == ["Page x", "Page b", "Page a", "Page d"]
     assert {"First part", "Last part", "Deep", "Solutions"} <= set(found)
+
+
+def test_a_bookmark_that_says_its_part_twice_is_mended(printed, sources, tmp_path):
+    assert printed.pages
+    with pikepdf.open(sources / print_book.NAME) as pdf:
+        marks = [pdf.Root.Outlines.First]
+        while "/Next" in marks[-1]:
+            marks.append(marks[-1].Next)
+        for mark in marks:
+            if str(mark.Title) == "Last part":
+                mark.Title = pikepdf.String("Last partLast part")
+        pdf.save(tmp_path / "twice.pdf")
+    print_book.pack(tmp_path / "twice.pdf", tmp_path / "packed.pdf", ["First part", "Last part"])
+    titles = [one.title for one in pypdf.PdfReader(tmp_path / "packed.pdf").outline if not isinstance(one, list)]
+    assert titles.count("Last part") == 1
+    assert "Last partLast part" not in titles
 
 
 def test_the_first_page_offers_a_light_book_only(printed, sources, tmp_path, monkeypatch):
