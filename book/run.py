@@ -176,8 +176,8 @@ def render(root: Path, out: Path, url: str | None, commit: str = "") -> Path:
         root: The folder of _config.yml and book/.
         out: The build folder.
         url: The repository's address or None.
-
         commit: The commit that is built, if known: pages say it where they say how to cite them.
+
     Returns:
         The rendered site, not yet in its place.
 
@@ -185,9 +185,9 @@ def render(root: Path, out: Path, url: str | None, commit: str = "") -> Path:
         BookError: With every warning.
     """
     config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")) | launch_settings(url)
-    (out / "stage" / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     citation = citation_settings(root, config["copyright"], commit, url)
     config["sphinx"]["config"]["html_context"]["citation"] = citation
+    (out / "stage" / "_config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
     target = out / "render"
     shutil.rmtree(target, ignore_errors=True)
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
@@ -223,7 +223,6 @@ def replace_site(new: Path, site: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def build(args: argparse.Namespace) -> None:
 def known_commit(root: Path, url: str | None) -> str:
     """Find the commit that is built, which only a book with an address must have.
 
@@ -245,6 +244,7 @@ def known_commit(root: Path, url: str | None) -> str:
         return ""
 
 
+def build(args: argparse.Namespace) -> None:
     """Build the book as the command line says.
 
     Args:
@@ -275,7 +275,7 @@ def known_commit(root: Path, url: str | None) -> str:
     if trained := write_teaching(root / "book", out / "stage" / "book"):
         print(f"{trained} objectives listed", flush=True)
     write_recipes(out / "stage" / "book")
-    html = render(root, out, url)
+    html = render(root, out, url, commit)
     print(f"rendered {len(list(html.rglob('*.html')))} pages, 0 warnings", flush=True)
     findings = check_site.check(html, out / "stage" / "book", record, [str(root), sys.prefix]) + check_ledger(html)
     if findings:
