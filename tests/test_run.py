@@ -695,6 +695,15 @@ def git(folder, *arguments):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def test_a_commit_is_needed_only_where_there_is_an_address(tmp_path, monkeypatch):
+    monkeypatch.delenv("GITHUB_SHA", raising=False)
+    assert run.known_commit(tmp_path, None) == ""
+    with pytest.raises(parameters.BookError, match="need a commit"):
+        run.known_commit(tmp_path, "https://host/owner/name")
+    monkeypatch.setenv("GITHUB_SHA", "abc")
+    assert run.known_commit(tmp_path, None) == "abc"
+
+
 def test_launch_copy_works_in_a_colab_like_place(book, tmp_path, monkeypatch, capsys):
     git(book, "init", "--quiet")
     git(book, "add", "book")
