@@ -10,6 +10,7 @@ ONLY      ?= *
 SET       ?=
 OUT       ?= _build
 ALSO      ?=
+COLAB     ?= newest
 REMOTE    ?= $(GITHUB_SERVER_URL)/$(GITHUB_REPOSITORY)
 
 VENV  := .venv
@@ -19,7 +20,8 @@ AXE   := _build/axe/package/axe.min.js
 
 .DEFAULT_GOAL := help
 .PHONY: help book test lint smoke bench torture site-check axe-check clean \
-  pdf drift expected digests lint-workflows test-lowest test-newest test-recipes push-launch
+  pdf drift expected digests lint-workflows test-lowest test-newest test-recipes push-launch \
+  colab-check colab-figures wheel-check
 
 # Of the package alone, without what only the book needs.
 PACKAGE_TESTS := $(addprefix tests/test_,$(addsuffix .py,losses noise posterior rates grid store stats calibration))
@@ -36,6 +38,9 @@ help:
 	@echo "make lint         check style and format"
 	@echo "make lint-workflows  check .github/workflows"
 	@echo "make test-lowest, make test-newest   test the package on the ends of its ranges of versions"
+	@echo "make wheel-check  build the wheel, try it in an environment of its own, print sizes and the time of its import"
+	@echo "make colab-check  run the launch copies, last commit, as on Colab; take a machine away   (COLAB=newest|oldest)"
+	@echo "make colab-figures  the same with the notebooks' defaults, until the first figure"
 	@echo "make smoke        run every notebook in seconds      (into _build/smoke)"
 	@echo "make test-recipes  run the recipes for timm, Lightning and Hugging Face in an environment of their own"
 	@echo "make bench        measure speed side by side, print ratios (BENCH='--quick' tries it out)"
@@ -101,6 +106,27 @@ lint-workflows: .venv-lint/.installed
 test-lowest: TOLERATED := -W ignore::DeprecationWarning
 test-lowest test-newest: test-%: .venv-%/.installed
 	@OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n $(TEST_JOBS) $(TOLERATED) $(PACKAGE_TESTS)
+
+# The environment stands for Colab's: what nls needs beyond it, a launch copy must install itself.
+.venv-colab-newest/.installed .venv-colab-oldest/.installed: .venv-colab-%/.installed: .ci/colab.txt .ci/colab-oldest.txt
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install -q --disable-pip-version-check --upgrade -r $< $(if $(filter oldest,$*),-c .ci/colab-oldest.txt)
+	@touch $@
+
+colab-check: .venv-colab-$(COLAB)/.installed
+	@$(<D)/bin/python .ci/colab.py --only "$$ONLY"
+	@$(<D)/bin/python .ci/colab.py --resume 18_text
+
+colab-figures: .venv-colab-$(COLAB)/.installed
+	@$(<D)/bin/python .ci/colab.py --only "$$ONLY" --first-figure
+
+# Built from the sources as they are, tried outside of the checkout.
+wheel-check:
+	@rm -rf _build/wheel build && $(PYTHON) -m venv _build/wheel/env
+	@_build/wheel/env/bin/python -m pip wheel -q --disable-pip-version-check --no-deps -w _build/wheel . && rm -rf build
+	@_build/wheel/env/bin/python -m pip install -q --disable-pip-version-check _build/wheel/nls-*.whl
+	@env -u PYTHONPATH _build/wheel/env/bin/python .ci/wheel.py _build/wheel/nls-*.whl
+	@rm -rf _build/wheel/env
 
 .venv-recipes/.installed: pyproject.toml .ci/ranges.py
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
