@@ -35,8 +35,11 @@ def read_labels(path: Path, column: str | None = None, classes: Sequence[str] | 
         >>> read_labels(path, classes=["dog", "cat"])
         tensor([1, 0])
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if row]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (UnicodeDecodeError, csv.Error):
+        raise ValueError(f"{path.name} is no text; labels come first, in a CSV file") from None
     if not rows:
         raise ValueError(f"{path.name} must hold labels, got an empty file")
     first = 1
@@ -46,7 +49,8 @@ def read_labels(path: Path, column: str | None = None, classes: Sequence[str] | 
     elif (column or "label") in rows[0]:
         place = rows[0].index(column or "label")
     else:
-        raise ValueError(f"{path.name} must have a column {column or 'label'!r}, got {', '.join(rows[0])}")
+        got = ", ".join(rows[0]) + ("" if column else "; name the one with the labels: --column NAME")
+        raise ValueError(f"{path.name} must have a column {column or 'label'!r}, got {got}")
     return torch.tensor([_class(path, line, row, place, classes) for line, row in enumerate(rows[first:], first + 1)])
 
 
@@ -57,7 +61,10 @@ def _class(path: Path, line: int, row: list[str], place: int, classes: Sequence[
             return list(classes).index(text)
         raise ValueError(f"{path.name}, line {line}: expected one of the classes {', '.join(classes)}, got {text!r}")
     if not _is_number(text) or float(text) != int(float(text)) or float(text) < 0:
-        raise ValueError(f"{path.name}, line {line}: expected a class index from 0, got {text!r}; names need --classes")
+        raise ValueError(
+            f"{path.name}, line {line}: expected a class index from 0, got {text!r}; names need --classes, in the "
+            "order of the columns of the probabilities, which is sorted if scikit-learn made them"
+        )
     return int(float(text))
 
 
@@ -68,8 +75,20 @@ def _is_number(text: str) -> bool:
         return False
 
 
+def _header(path: Path) -> list[str] | None:
+    """Return the cells of the first line of a CSV file if it is a header."""
+    if path.suffix == ".npy":
+        return None
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        cells = [text.strip() for text in next(csv.reader(file), [])]
+    counted = len(cells) > 2 and cells == [str(k) for k in range(len(cells))]  # pandas numbers columns without a name
+    return cells if counted or not all(_is_number(text) for text in cells) else None
+
+
 def read_probabilities(path: Path) -> torch.Tensor:
     """Read probabilities [n, K] from a ``.npy`` file, or from a CSV file with or without a header.
+
+    A first column without a name in the header is the index that pandas writes, and is left out.
 
     Args:
         path: The file; pickled objects are refused.
@@ -90,12 +109,53 @@ def read_probabilities(path: Path) -> torch.Tensor:
         if path.suffix == ".npy":
             table = np.load(path, allow_pickle=False)
         else:
-            with path.open(encoding="utf-8-sig") as file:
-                header = not all(_is_number(text) for text in file.readline().split(","))
-            table = np.loadtxt(path, delimiter=",", skiprows=int(header), ndmin=2, encoding="utf-8-sig")
+            header = _header(path)
+            columns = range(1, len(header)) if header and not header[0] else None
+            table = np.loadtxt(
+                path, delimiter=",", skiprows=int(header is not None), usecols=columns, ndmin=2, encoding="utf-8-sig"
+            )
+        if table.ndim != 2:
+            raise ValueError(f"got the shape {table.shape}")
         return torch.from_numpy(np.asarray(table, dtype=np.float64))
-    except (ValueError, EOFError, TypeError) as error:
+    except (ValueError, EOFError, TypeError, csv.Error) as error:
         raise ValueError(f"{path.name} must hold a table of numbers [n, K]: {error}") from error
+
+
+def _read(given: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return labels and probabilities of two files, if they fit each other."""
+    probabilities = read_probabilities(given.probabilities)
+    header = _header(given.probabilities) or []
+    names = header[1:] if header[:1] == [""] else header
+    named = len(names) == probabilities.shape[1] and not any(_is_number(name) for name in names)
+    classes = [name.strip() for name in given.classes.split(",")] if given.classes else None
+    if classes and named and classes != names and sorted(classes) == sorted(names):
+        raise ValueError(
+            f"{given.probabilities.name} has its columns in another order than --classes: {','.join(names)}"
+        )
+    if classes and len(classes) != probabilities.shape[1]:
+        raise ValueError(
+            f"{given.probabilities.name} has {probabilities.shape[1]} columns, --classes {len(classes)} names"
+        )
+    try:
+        labels = read_labels(given.labels, given.column, classes)
+    except ValueError as error:
+        if classes or not named:
+            raise
+        try:
+            labels = read_labels(given.labels, given.column, names)
+        except ValueError:
+            raise error from None
+    if len(labels) != len(probabilities):
+        raise ValueError(
+            f"{given.labels.name} holds {len(labels)} labels, {given.probabilities.name} {len(probabilities)} rows of "
+            "probabilities; a header that is a number is read as a row"
+        )
+    if int(labels.max()) >= probabilities.shape[1]:
+        raise ValueError(
+            f"{given.labels.name} holds the label {int(labels.max())}, {given.probabilities.name} "
+            f"{probabilities.shape[1]} columns; classes count from 0"
+        )
+    return labels, probabilities
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,19 +172,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     advise = commands.add_parser("advise", help="which smooth rate for these noisy labels?")
     advise.add_argument("labels", type=Path, help="CSV file with one label for each example")
     advise.add_argument("probabilities", type=Path, help=".npy or CSV file [n, K] of out-of-sample probabilities")
-    advise.add_argument("--column", help="name of the column that holds the labels")
-    advise.add_argument("--classes", help="names of the classes, apart by commas, in the order of the probabilities")
+    advise.add_argument("--column", help="name of the column that holds the labels, by default label")
+    advise.add_argument(
+        "--classes",
+        help="names of the classes, apart by commas only, in the order of the probabilities; sorted, if scikit-learn "
+        "made them; without it, those in the header of a CSV file of probabilities",
+    )
     advise.add_argument("--out-of-sample", action="store_true", help="no model saw the label that it predicts")
     advise.add_argument("--level", type=float, default=0.9, help="level of the intervals")
     advise.add_argument("--seed", type=int, default=0, help="draws the resamples")
     advise.add_argument("--json", action="store_true", help="print all numbers as JSON")
     given = parser.parse_args(arguments)
     try:
-        classes = given.classes.split(",") if given.classes else None
         found = suggest_smooth_rate(
-            read_labels(given.labels, given.column, classes), read_probabilities(given.probabilities),
-            level=given.level, seed=given.seed, out_of_sample=given.out_of_sample,
-        )  # fmt: skip
+            *_read(given), level=given.level, seed=given.seed, out_of_sample=given.out_of_sample
+        )
     except (OSError, ValueError, TypeError) as error:
         print(f"nls advise: {error}", file=sys.stderr)
         return 2

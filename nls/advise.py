@@ -9,6 +9,7 @@ import warnings
 from dataclasses import asdict, dataclass, field
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
 
 from nls import _checks
@@ -156,6 +157,7 @@ def suggest_smooth_rate(
     )
     feasible = rate is not None and _is_feasible(found, rate)
     use, text = _advice(found, rate, noise, rates, feasible, level)
+    text += "" if use else _other_order(probabilities, noisy_labels)
     return Advice(
         float(found.noise_rate[0]), noise, rate, None if rate is None else rates, float(found.residual[0]), feasible,
         found.depends_on_example, use, text, _recipe(rate, len(found.prior)), found.transition, found.share,
@@ -270,8 +272,24 @@ def _refuse_seen(probabilities: torch.Tensor, labels: torch.Tensor) -> None:
         raise ValueError(
             f"probabilities must be out of sample, but their largest entry is the given label for {100 * agree:.2f} % "
             "of the examples, as it is when the model has seen these labels. Cross-fit them, for instance with "
-            "features=... and model=...; if no model saw its label, pass out_of_sample=True"
+            "scikit-learn's cross_val_predict, or with features=... and model=...; if no model saw its label, pass "
+            "out_of_sample=True (--out-of-sample)"
         )
+
+
+def _other_order(probabilities: torch.Tensor, labels: torch.Tensor) -> str:
+    """Ask about the order of the columns if another one agrees with clearly more labels, as symmetric noise cannot."""
+    classes = probabilities.shape[1]
+    pairs = torch.bincount(labels * classes + probabilities.argmax(1), minlength=classes**2).view(classes, classes)
+    order = linear_sum_assignment(pairs.numpy(), maximize=True)[1]
+    here, there = (float(pairs[range(classes), at].sum()) / len(labels) for at in (range(classes), order))
+    if there - here < max(0.05, 3 / math.sqrt(len(labels))):
+        return ""
+    swapped = ", ".join(f"{k} for class {i}" for i, k in enumerate(order.tolist()) if i != k)
+    return (
+        f" Are the columns of the probabilities in the order of the classes? Their largest entry is the label for "
+        f"{100 * here:.0f} % of the examples; with column {swapped} it would be for {100 * there:.0f} %."
+    )
 
 
 def _is_feasible(found: CountedNoise, rate: float) -> bool:

@@ -208,12 +208,15 @@ def test_probabilities_of_a_csv_file(tmp_path):
     ("labels", "probabilities", "message"),
     [
         ("", "1,0\n", "labels.csv must hold labels, got an empty file"),
-        ("a,b\n1,2\n", "1,0\n", "labels.csv must have a column 'label', got a, b"),
+        ("a,b\n1,2\n", "1,0\n", "labels.csv must have a column 'label', got a, b; name the one with the labels"),
         ("label\n0\ncat\n", "1,0\n1,0\n", "labels.csv, line 3: expected a class index from 0, got 'cat'"),
         ("label\n0\n-1\n", "1,0\n1,0\n", "line 3: expected a class index from 0, got '-1'"),
         ("label\n0\n1\n", "1,0\nx,0\n", "p.csv must hold a table of numbers"),
-        ("label\n0\n1\n", "1,0\n", r"probabilities must have shape \[n, K\] with n >= 2"),
-        ("label\n0\n", "0.5,0.5\n0.5,0.5\n", r"noisy_labels must have shape \(2,\), got \(1,\)"),
+        ("label\n0\n", "1,0\n", r"probabilities must have shape \[n, K\] with n >= 2"),
+        ("label\n0\n1\n", "1,0\n", "labels.csv holds 2 labels, p.csv 1 rows of probabilities; a header that is a num"),
+        ("label\n0\n", "0.5,0.5\n0.5,0.5\n", "labels.csv holds 1 labels, p.csv 2 rows of probabilities"),
+        ("label\na\nb\n", "p0,p1\n1,0\n1,0\n", "line 2: expected a class index from 0, got 'a'; names need --classes"),
+        ("label\n1\n2\n", "1,0\n1,0\n", "labels.csv holds the label 2, p.csv 2 columns; classes count from 0"),
     ],
 )
 def test_the_command_names_what_is_wrong_in_a_file(labels, probabilities, message, tmp_path, capsys):
@@ -221,6 +224,58 @@ def test_the_command_names_what_is_wrong_in_a_file(labels, probabilities, messag
     (tmp_path / "p.csv").write_text(probabilities, encoding="utf-8")
     assert main(["advise", str(tmp_path / "labels.csv"), str(tmp_path / "p.csv")]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+HEADERS = ["cat,dog\n", ",cat,dog\n", ",0,1\n", ""]
+
+
+@pytest.mark.parametrize("head", HEADERS)
+def test_names_come_from_the_header_of_the_probabilities(head, tmp_path, capsys):
+    """As pandas writes them: with names, with an index, with numbers for columns that have no name."""
+    lines = [f"{k}," * head.startswith(",") + ("0.25,0.75\n" if k % 2 else "0.75,0.25\n") for k in range(40)]
+    (tmp_path / "p.csv").write_text(head + "".join(lines), encoding="utf-8")
+    labels = ["dog" if (k % 2) != (k % 10 < 2) else "cat" for k in range(40)]
+    (tmp_path / "labels.csv").write_text("label\n" + "\n".join(labels) + "\n", encoding="utf-8")
+    files = ["advise", str(tmp_path / "labels.csv"), str(tmp_path / "p.csv")]
+    assert main([*files, "--json", "--classes", "cat, dog"]) == 0
+    found = capsys.readouterr().out
+    assert json.loads(found)["noise_rate"] < 0.5
+    assert main([*files, "--json"]) == (0 if "cat" in head else 2)
+    said = capsys.readouterr()
+    assert said.out == (found if "cat" in head else "")
+    assert "cat" in head or "names need --classes, in the order of the columns" in said.err
+    assert main([*files, "--classes", "dog,cat"]) == (2 if "cat" in head else 0)
+    assert ("p.csv has its columns in another order than --classes: cat,dog" in capsys.readouterr().err) == (
+        "cat" in head
+    )
+    assert main([*files, "--classes", "cat"]) == 2
+    assert "p.csv has 2 columns, --classes 1 names" in capsys.readouterr().err
+
+
+def test_the_header_that_pandas_gives_to_columns_without_a_name(tmp_path):
+    (tmp_path / "p.csv").write_text("0,1,2\n0.25,0.5,0.25\n", encoding="utf-8")
+    assert read_probabilities(tmp_path / "p.csv").tolist() == [[0.25, 0.5, 0.25]]
+
+
+def test_files_in_the_wrong_place(tmp_path, capsys):
+    np.save(tmp_path / "p.npy", np.full(3, 0.5))
+    (tmp_path / "labels.csv").write_text("label\n0\n", encoding="utf-8")
+    assert main(["advise", str(tmp_path / "p.npy"), str(tmp_path / "labels.csv")]) == 2
+    capsys.readouterr()
+    assert main(["advise", str(tmp_path / "p.npy"), str(tmp_path / "p.npy")]) == 2
+    assert "p.npy must hold a table of numbers [n, K]: got the shape (3,)" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"p\.npy is no text; labels come first, in a CSV file"):
+        read_labels(tmp_path / "p.npy")
+
+
+def test_columns_in_another_order_are_asked_about():
+    noisy, model = made(nls.symmetric_transition(3, 0.3), 3000)
+    assert "order" not in suggest_smooth_rate(noisy, model).advice
+    assert "with column 1 for class 0, 2 for class 1, 0 for class 2 it would be" in (
+        suggest_smooth_rate(noisy, model[:, [2, 0, 1]]).advice
+    )
+    random = torch.randint(3, noisy.shape, generator=torch.Generator().manual_seed(0))
+    assert "order" not in suggest_smooth_rate(random, model).advice
 
 
 def test_a_pickle_is_refused(tmp_path, capsys):
