@@ -444,7 +444,10 @@ def geometric_network(network: GraphNetwork) -> nn.Module:
         def message(self, x_i: torch.Tensor, x_j: torch.Tensor) -> torch.Tensor:
             return network.message(torch.cat([x_i, x_j], 1))
 
-    return Passing()
+    with warnings.catch_warnings():
+        # It reads annotations by a private function of Python, in a way that Python 3.13 deprecates.
+        warnings.filterwarnings("ignore", "Failing to pass a value to the 'type_params'", DeprecationWarning)
+        return Passing()
 
 
 # The study
