@@ -265,6 +265,7 @@ def build(args: argparse.Namespace) -> None:
         raise BookError(f"--out {out}: expected a folder, or a place for a new one: {error.strerror}") from None
     missing = execute_book(root, out, runs, args)
     if missing:
+        print(f"with outputs, to be opened in Jupyter: {out / 'stage' / 'book' / 'notebooks'}")
         print(f"not rendered: no up-to-date run of {', '.join(missing)}; build without --only first")
         return
     record = read_record(out)

@@ -249,6 +249,7 @@ def _crossfit(
     """Return probabilities of models that did not see the label they predict."""
     if model is None:
         raise ValueError("features need a model: a scikit-learn classifier, or a network, got none")
+    _checks.tensor(labels, "noisy_labels")
     classes = num_classes or int(labels.max()) + 1
     if hasattr(model, "predict_proba"):
         from nls.crossfit import crossfit_posterior  # scikit-learn takes a second to import

@@ -407,7 +407,12 @@ def _check_labels_fit(labels: object, logits: torch.Tensor) -> None:
     if labels.shape != expected:
         kind = "soft labels" if soft else "labels"
         logits_shape, got = tuple(logits.shape), tuple(labels.shape)
-        raise ValueError(f"{kind} must have shape {tuple(expected)} for logits of shape {logits_shape}, got {got}")
+        hint = (
+            "; class indices must be integers: labels.long()" if soft and labels.shape == _label_shape(logits) else ""
+        )
+        raise ValueError(
+            f"{kind} must have shape {tuple(expected)} for logits of shape {logits_shape}, got {got}{hint}"
+        )
     if labels.device != logits.device:
         raise ValueError(f"labels must be on the device of the logits, {logits.device}, got {labels.device}")
 

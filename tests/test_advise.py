@@ -153,6 +153,16 @@ def test_cleanlab_and_the_counts_of_this_book_agree():
         ({"probabilities": None}, ValueError, "either probabilities, or features and a model, got none"),
         ({"features": torch.zeros(6, 2)}, ValueError, "got both"),
         ({"probabilities": None, "features": torch.zeros(6, 2)}, ValueError, "features need a model"),
+        (
+            {
+                "probabilities": None,
+                "features": torch.zeros(6, 2),
+                "model": LogisticRegression(),
+                "noisy_labels": ["cat"] * 6,
+            },
+            TypeError,
+            "noisy_labels must be a torch tensor, got list",
+        ),
         ({"level": 1.0}, ValueError, "level"),
         ({"resamples": 5}, ValueError, "resamples"),
         ({"noisy_labels": torch.arange(6).double()}, TypeError, "noisy_labels"),

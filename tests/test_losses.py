@@ -774,7 +774,7 @@ def test_unsigned_labels_out_of_range_are_not_ignored(value):
         ({"labels": torch.tensor([0, -1, 1, 0])}, ValueError, r"labels must lie in \[0, 2\], got the value -1"),
         ({"labels": torch.tensor([0, -100, 1, 0]), "ignore_index": 1}, ValueError, "got the value -100"),
         ({"labels": LABELS.to("meta")}, ValueError, "labels must be on the device of the logits, cpu, got meta"),
-        ({"labels": torch.zeros(4)}, ValueError, r"soft labels must have shape \(4, 3\) for .* \(4, 3\), got \(4,\)"),
+        ({"labels": torch.zeros(4)}, ValueError, r"soft labels must have shape \(4, 3\) .*, got \(4,\); class indices"),
         ({"labels": torch.full((4, 3), 0.4)}, ValueError, "soft labels must sum to 1 .* axis 1, got 1.2"),
         ({"labels": torch.full((4, 3), math.nan)}, ValueError, "soft labels must sum to 1 .* axis 1, got nan"),
         ({"labels": LOGITS + 1 / 3, "ignore_index": 0}, ValueError, "ignore_index must not be given with soft labels"),

@@ -467,6 +467,7 @@ def test_stale_results_are_not_rendered(book, capsys):
     out = capsys.readouterr().out
     assert "profile smoke: 1 notebooks, 1 at once" in out
     assert "not rendered: no up-to-date run of 01_one" in out
+    assert f"with outputs, to be opened in Jupyter: {book / '_build' / 'stage' / 'book' / 'notebooks'}" in out
     assert not (book / "_build" / "html").exists()
     assert [path.stem for path in (book / "_build" / "stage").rglob("*.ipynb")] == ["02_two"]
 
