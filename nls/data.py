@@ -152,7 +152,8 @@ def load_dataset(
 
     and a column that is constant there is only centred.
     The split is stratified by class, and rows with equal features stay within one split.
-    Labels are clean in all splits, and you add the noise; but those of ``clothing1m`` come noisy.
+    Labels are clean in all splits, and you add the noise; but those of ``clothing1m`` come noisy, and those of your own
+    files are as they are: if they are wrong, so is what a grid calls ``clean_test``.
     True posteriors, where known, are those of the raw features.
 
     A name is looked up among the generated sets, then the sets bundled with scikit-learn, then in the folder named by
