@@ -80,6 +80,8 @@ def read_record(out: Path) -> dict[str, dict]:
         record = json.loads(path.read_text(encoding="utf-8"))["notebooks"]
         if not all("parameters" in entry and entry["cell_seconds"] >= 0 for entry in record.values()):
             raise ValueError
+    except FileNotFoundError:
+        raise BookError(f"{out}: no finished build; run `make book`") from None
     except OSError as error:
         raise BookError(f"{path}: {error.strerror}") from None
     except (AttributeError, KeyError, TypeError, ValueError):

@@ -277,6 +277,8 @@ def test_command(book, monkeypatch, capsys):
     assert "SHA256SUMS: no such file; `make expected` writes it" in capsys.readouterr().err
     assert drift.main([*out, "--write"]) == 0
     assert "digests of 1 files" in capsys.readouterr().out
+    assert drift.main(["--out", str(book / "elsewhere")]) == 2
+    assert "elsewhere: no finished build; run `make book`" in capsys.readouterr().err
     assert drift.main(out) == 0
     assert (book / "_build" / "drift.md").read_text().startswith("# No drift\n")
     (results / "study" / "a.csv").write_text("x\n2\n")
