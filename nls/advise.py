@@ -215,7 +215,7 @@ def confident_transition(probabilities: torch.Tensor, noisy_labels: torch.Tensor
         The matrix [K, K], float64.
 
     Raises:
-        ImportError: If cleanlab is not installed: ``pip install cleanlab``.
+        ImportError: If cleanlab is not installed: ``pip install 'nls[advisor]'``.
 
     Examples:
         >>> labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 0])
@@ -228,7 +228,10 @@ def confident_transition(probabilities: torch.Tensor, noisy_labels: torch.Tensor
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tqdm wants ipywidgets in a notebook; nothing is shown here
-        from cleanlab import count
+        try:
+            from cleanlab import count
+        except ImportError as error:
+            raise ImportError("this needs cleanlab: pip install 'nls[advisor]'") from error
 
     labels, model = noisy_labels.numpy(), probabilities.double().numpy()
     joint = count.compute_confident_joint(labels, model)

@@ -140,6 +140,12 @@ def test_the_dual_estimate_is_exact_where_its_steps_are():
     assert float((dual_transition(model, noisy) - transition).abs().max()) < 5 * (0.25 * 0.75 / 5000) ** 0.5
 
 
+def test_without_cleanlab_its_estimate_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cleanlab", None)
+    with pytest.raises(ImportError, match=r"pip install 'nls\[advisor\]'"):
+        confident_transition(torch.eye(2).repeat(3, 1), torch.arange(6) % 2)
+
+
 def test_cleanlab_and_the_counts_of_this_book_agree():
     pytest.importorskip("cleanlab")
     noisy, model = made(nls.symmetric_transition(4, 0.3), 1000)
