@@ -236,7 +236,7 @@ def test_damaged_expected_numbers(book, text, message):
 
 
 def test_nothing_to_compare(book, tmp_path):
-    with pytest.raises(BookError, match=r"run\.json"):
+    with pytest.raises(BookError, match=r"no finished build"):
         drift.check_build(book, tmp_path / "nowhere")
     (book / "book" / "expected" / "book.csv").unlink()
     with pytest.raises(BookError, match="`make expected` writes it from a build of this profile"):
