@@ -338,9 +338,9 @@ def print_book(out: Path, program: str) -> tuple[Path, int]:
                 written = [(caption, [taken[page] for page in names]) for caption, names in parts]
                 slugs = [content["slug"] for content in taken.values()]
                 numbers: dict[str, int] = {}
-                for _ in range(2):
-                    (desk / "whole-book.html").write_text(compose(title, written, numbers), "utf-8")
-                    print_page(browser, f"{site}/whole-book.html", Path(scratch) / NAME)
+                for page in ("whole-book-0.html", "whole-book-1.html"):  # one name would be served from the cache
+                    (desk / page).write_text(compose(title, written, numbers), "utf-8")
+                    print_page(browser, f"{site}/{page}", Path(scratch) / NAME)
                     numbers = find_sheets(Path(scratch) / NAME, slugs)
             finally:
                 browser.close()
