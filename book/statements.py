@@ -228,8 +228,9 @@ def headline(rows: list[dict]) -> str:
     }
     parts = [f"{sum(verdict in verdicts for verdict in theirs)} {text}" for text, verdicts in said.items()]
     tested = sum(bool(row["test"]) for row in rows)
+    guarded = "each" if tested == len(rows) else f"{tested} of them"
     return (
-        f"This build checks **{len(rows)} claims**, {tested} of them guarded by a named test.\n"
+        f"This build checks **{len(rows)} claims**, {guarded} guarded by a named test.\n"
         f"Of the {len(theirs)} claims of its three sources, {', '.join(parts[:-1])} and {parts[-1]}.\n"
         "The {doc}`ledger <statements>` has each, with its effect, protocol, figure and test."
     )

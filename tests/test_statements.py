@@ -92,6 +92,12 @@ def test_the_first_page_says_what_was_counted(tmp_path):
     ]
 
 
+def test_the_first_page_says_each_where_no_claim_lacks_a_test():
+    row = {"section": "This book", "verdict": "holds", "test": "test_a.py::test_b"}
+    assert "**2 claims**, each guarded by a named test." in statements.headline([row, row])
+    assert "**2 claims**, 1 of them guarded by a named test." in statements.headline([row, row | {"test": ""}])
+
+
 def test_the_pages_of_the_book_type_no_count():
     ledger, first = ((ROOT / "book" / name).read_text(encoding="utf-8") for name in ("statements.md", "index.md"))
     assert ledger.count(statements.COUNTS) == ledger.count(statements.MARKER) == first.count(statements.HEADLINE) == 1
