@@ -278,7 +278,9 @@ def offer(html: Path, target: Path) -> bool:
     if size > HEAVIEST or not count:
         return False
     shutil.copy(target, html / NAME)
-    first.write_text(offered, encoding="utf-8")
+    part = first.with_suffix(".part")
+    part.write_text(offered, encoding="utf-8")
+    part.replace(first)
     return True
 
 
@@ -312,7 +314,7 @@ def print_book(out: Path, program: str) -> tuple[Path, int]:
         The PDF, and how many sheets it has.
 
     Raises:
-        BookError: If a page is missing, or a chapter does not arrive in the PDF.
+        BookError: If a page is missing, or a chapter does not arrive in the PDF on the sheet that the contents name.
     """
     html, target, title = out / "html", out / NAME, read_title(out / "stage")
     parts = read_parts(out / "stage" / "book")
@@ -341,10 +343,14 @@ def print_book(out: Path, program: str) -> tuple[Path, int]:
                 for page in ("whole-book-0.html", "whole-book-1.html"):  # one name would be served from the cache
                     (desk / page).write_text(compose(title, written, numbers), "utf-8")
                     print_page(browser, f"{site}/{page}", Path(scratch) / NAME)
-                    numbers = find_sheets(Path(scratch) / NAME, slugs)
+                    said, numbers = numbers, find_sheets(Path(scratch) / NAME, slugs)
+                if said != numbers:
+                    raise BookError(f"{NAME}: the contents name the sheets {said}, chapters begin on {numbers}")
             finally:
                 browser.close()
-        pack(Path(scratch) / NAME, target, [caption for caption, _ in parts if caption])
+        part = target.with_suffix(".part")
+        pack(Path(scratch) / NAME, part, [caption for caption, _ in parts if caption])
+        part.replace(target)  # an interruption leaves the last PDF whole
     return target, len(PdfReader(target).pages)
 
 

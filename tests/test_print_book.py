@@ -169,6 +169,49 @@ def test_the_first_page_offers_a_light_book_only(printed, sources, tmp_path, mon
     assert not (site / print_book.NAME).exists()
 
 
+def test_contents_that_name_other_sheets_are_a_finding(sources, tmp_path, capsys, monkeypatch):
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on the PATH")
+    copy = shutil.copytree(sources, tmp_path / "copy", ignore=shutil.ignore_patterns("*.pdf"))
+    sheets = iter(({"end": 5}, {"end": 6}))
+    monkeypatch.setattr(print_book, "find_sheets", lambda path, slugs: next(sheets))
+    assert print_book.main(["--out", str(copy)]) == 1
+    assert "the contents name the sheets {'end': 5}, chapters begin on {'end': 6}" in capsys.readouterr().err
+    assert not (copy / print_book.NAME).exists()
+
+
+@pytest.mark.parametrize("broken", ["pack", "offer"])
+def test_an_interruption_leaves_what_was_there_whole(broken, sources, tmp_path, monkeypatch):
+    copy = shutil.copytree(sources, tmp_path / "copy", ignore=shutil.ignore_patterns("*.pdf"))
+    (copy / "html" / "index.html").write_text(PAGE.format(title="Page x", body=BODIES["index"]))
+    before = (copy / "html" / "index.html").read_text()
+    pikepdf.new().save(copy / print_book.NAME)
+    old = (copy / print_book.NAME).read_bytes()
+    write = Path.write_text
+
+    def cut(source, target, captions):
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    def cut_text(path, text, **options):
+        write(path, text[: len(text) // 2], **options)
+        if path.parent.name == "html":
+            raise KeyboardInterrupt
+
+    if broken == "offer":
+        monkeypatch.setattr(Path, "write_text", cut_text)
+        with pytest.raises(KeyboardInterrupt):
+            print_book.offer(copy / "html", copy / print_book.NAME)
+    elif CHROMIUM is None:
+        pytest.skip("no Chromium on the PATH")
+    else:
+        monkeypatch.setattr(print_book, "pack", cut)
+        with pytest.raises(KeyboardInterrupt):
+            print_book.main(["--out", str(copy)])
+    assert (copy / "html" / "index.html").read_text() == before
+    assert (copy / print_book.NAME).read_bytes() == old
+
+
 def test_a_chapter_that_is_not_in_the_pdf_is_a_finding(printed, sources):
     assert printed.pages
     with pytest.raises(BookError, match="no place for nowhere"):
