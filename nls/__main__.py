@@ -16,18 +16,18 @@ from nls.advise import suggest_smooth_rate
 
 
 def read_labels(path: Path, column: str | None = None, classes: Sequence[str] | None = None) -> torch.Tensor:
-    r"""Read labels from a CSV file.
+    r"""Read labels from a CSV file, or integers [n] from a ``.npy`` file.
 
     Args:
-        path: A file with a header, or with a single column of numbers without one.
-        column: Name of the column; by default the only one, or the one named ``label``.
+        path: A CSV file with a header, or with a single column without one; or a ``.npy`` file, without pickles.
+        column: Name of the column of a CSV file; by default the only one, or the one named ``label``.
         classes: Names of the classes in the order of the columns of the probabilities, for labels that are names.
 
     Returns:
         Class indices [n].
 
     Raises:
-        ValueError: If the file has no such column or a value is no class; the line is named.
+        ValueError: If the file has no such column or a value is no class; the line, or the row, is named.
 
     Examples:
         >>> path = getfixture("tmp_path") / "labels.csv"
@@ -35,37 +35,68 @@ def read_labels(path: Path, column: str | None = None, classes: Sequence[str] | 
         >>> read_labels(path, classes=["dog", "cat"])
         tensor([1, 0])
     """
+    cells = _array_cells(path, column) if path.suffix == ".npy" else _csv_cells(path, column, classes)
+    if not cells:
+        raise ValueError(f"{path.name} must hold labels, got none")
+    return torch.tensor([_class(f"{path.name}, {place}", text, classes) for place, text in cells])
+
+
+def _array_cells(path: Path, column: str | None) -> list[tuple[str, str]]:
+    """Return the place and the text of each label of a .npy file."""
+    labels = _load(path, "integer labels [n]")
+    if column is not None:
+        raise ValueError(f"{path.name} must be a CSV file for --column, got --column {column}")
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path.name} must hold integer labels [n], got {labels.dtype} of shape {labels.shape}; names go "
+            "into a CSV file"
+        )
+    return [(f"row {row}, counted from 0", str(label)) for row, label in enumerate(labels.tolist())]
+
+
+def _csv_cells(path: Path, column: str | None, classes: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Return the place and the text of each label of a CSV file."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
+            reader = csv.reader(file)
+            rows = [(reader.line_num, row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error):
-        raise ValueError(f"{path.name} is no text; labels come first, in a CSV file") from None
+        raise ValueError(f"{path.name} is no text; labels are a CSV file, or a .npy file of integers") from None
     if not rows:
-        raise ValueError(f"{path.name} must hold labels, got an empty file")
-    first = 1
-    if column is None and len(rows[0]) == 1:
-        place = 0
-        first = 0 if _is_number(rows[0][0]) or rows[0][0].strip() in (classes or ()) else 1
-    elif (column or "label") in rows[0]:
-        place = rows[0].index(column or "label")
+        return []
+    head, place, first = rows[0][1], 0, 1
+    if column is None and len(head) == 1:
+        first = 0 if _is_number(head[0]) or head[0].strip() in (classes or ()) else 1
+    elif (column or "label") in head:
+        place = head.index(column or "label")
     else:
-        got = ", ".join(rows[0]) + ("" if column else "; name the one with the labels: --column NAME")
+        got = ", ".join(head) + ("" if column else "; name the one with the labels: --column NAME")
         raise ValueError(f"{path.name} must have a column {column or 'label'!r}, got {got}")
-    return torch.tensor([_class(path, line, row, place, classes) for line, row in enumerate(rows[first:], first + 1)])
+    return [(f"line {line}", row[place].strip() if place < len(row) else "") for line, row in rows[first:]]
 
 
-def _class(path: Path, line: int, row: list[str], place: int, classes: Sequence[str] | None) -> int:
-    text = row[place].strip() if place < len(row) else ""
+def _class(place: str, text: str, classes: Sequence[str] | None) -> int:
     if classes is not None:
         if text in classes:
             return list(classes).index(text)
-        raise ValueError(f"{path.name}, line {line}: expected one of the classes {', '.join(classes)}, got {text!r}")
-    if not _is_number(text) or float(text) != int(float(text)) or float(text) < 0:
+        raise ValueError(f"{place}: expected one of the classes {', '.join(classes)}, got {text!r}")
+    if not _is_number(text) or float(text) != int(float(text)) or not 0 <= float(text) < 2**53:
         raise ValueError(
-            f"{path.name}, line {line}: expected a class index from 0, got {text!r}; names need --classes, in the "
-            "order of the columns of the probabilities, which is sorted if scikit-learn made them"
+            f"{place}: expected a class index from 0, got {text!r}; names need --classes, in the order of the columns "
+            "of the probabilities, which is sorted if scikit-learn made them"
         )
     return int(float(text))
+
+
+def _load(path: Path, wanted: str) -> np.ndarray:
+    """Return the array of a .npy file, without pickled objects."""
+    try:
+        table = np.load(path, allow_pickle=False)
+        if not isinstance(table, np.ndarray):
+            raise ValueError("got an archive of arrays")
+        return table
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path.name} must hold {wanted}: {error}") from error
 
 
 def _is_number(text: str) -> bool:
@@ -94,10 +125,10 @@ def read_probabilities(path: Path) -> torch.Tensor:
         path: The file; pickled objects are refused.
 
     Returns:
-        The probabilities, float64.
+        The probabilities, float64; float16 if the file has them, whose rows sum to one less exactly.
 
     Raises:
-        ValueError: If the file is no table of numbers.
+        ValueError: If the file is no table of finite numbers; the row and column of one that is not finite are named.
 
     Examples:
         >>> path = getfixture("tmp_path") / "p.npy"
@@ -105,20 +136,29 @@ def read_probabilities(path: Path) -> torch.Tensor:
         >>> read_probabilities(path)
         tensor([[0.2500, 0.7500]], dtype=torch.float64)
     """
+    wanted = "a table of numbers [n, K]"
+    table = _load(path, wanted) if path.suffix == ".npy" else _csv_table(path, wanted)
+    if table.ndim != 2 or table.dtype.kind not in "fiub":
+        raise ValueError(f"{path.name} must hold {wanted}, got {table.dtype} of shape {table.shape}")
+    table = table.astype(np.float16 if table.dtype == np.float16 else np.float64)
+    if not np.isfinite(table).all():
+        row, column = np.argwhere(~np.isfinite(table))[0]
+        raise ValueError(
+            f"{path.name} must hold {wanted}, got {table[row, column]} in row {row}, column {column}, counted from 0"
+        )
+    return torch.from_numpy(table)
+
+
+def _csv_table(path: Path, wanted: str) -> np.ndarray:
+    """Return the numbers of a CSV file."""
     try:
-        if path.suffix == ".npy":
-            table = np.load(path, allow_pickle=False)
-        else:
-            header = _header(path)
-            columns = range(1, len(header)) if header and not header[0] else None
-            table = np.loadtxt(
-                path, delimiter=",", skiprows=int(header is not None), usecols=columns, ndmin=2, encoding="utf-8-sig"
-            )
-        if table.ndim != 2:
-            raise ValueError(f"got the shape {table.shape}")
-        return torch.from_numpy(np.asarray(table, dtype=np.float64))
-    except (ValueError, EOFError, TypeError, csv.Error) as error:
-        raise ValueError(f"{path.name} must hold a table of numbers [n, K]: {error}") from error
+        header = _header(path)
+        columns = range(1, len(header)) if header and not header[0] else None
+        return np.loadtxt(
+            path, delimiter=",", skiprows=int(header is not None), usecols=columns, ndmin=2, encoding="utf-8-sig"
+        )
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path.name} must hold {wanted}: {error}") from error
 
 
 def _read(given: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,7 +166,9 @@ def _read(given: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     probabilities = read_probabilities(given.probabilities)
     header = _header(given.probabilities) or []
     names = header[1:] if header[:1] == [""] else header
-    named = len(names) == probabilities.shape[1] and not any(_is_number(name) for name in names)
+    numbers = [_is_number(name) for name in names]
+    counted = all(numbers) and [float(name) for name in names] == list(range(len(names)))
+    named = len(names) == probabilities.shape[1] and not counted
     classes = [name.strip() for name in given.classes.split(",")] if given.classes else None
     if classes and named and classes != names and sorted(classes) == sorted(names):
         raise ValueError(
@@ -136,6 +178,8 @@ def _read(given: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError(
             f"{given.probabilities.name} has {probabilities.shape[1]} columns, --classes {len(classes)} names"
         )
+    if named and any(numbers):  # labels are such numbers, and no places of columns
+        classes = classes or names
     try:
         labels = read_labels(given.labels, given.column, classes)
     except ValueError as error:
@@ -170,9 +214,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nls", description="Label smoothing under noisy labels.")
     commands = parser.add_subparsers(dest="command", required=True)
     advise = commands.add_parser("advise", help="which smooth rate for these noisy labels?")
-    advise.add_argument("labels", type=Path, help="CSV file with one label for each example")
+    advise.add_argument(
+        "labels", type=Path, help="CSV file with one label for each example, or .npy file of integers [n]"
+    )
     advise.add_argument("probabilities", type=Path, help=".npy or CSV file [n, K] of out-of-sample probabilities")
-    advise.add_argument("--column", help="name of the column that holds the labels, by default label")
+    advise.add_argument("--column", help="name of the column of a CSV file that holds the labels, by default label")
     advise.add_argument(
         "--classes",
         help="names of the classes, apart by commas only, in the order of the probabilities; sorted, if scikit-learn "
