@@ -37,7 +37,7 @@ class Advice:
         noise_rate_interval: Its ends, from resamples of the examples.
         smooth_rate: The rate whose target matrix comes nearest to an inverse of the noise, see
             :func:`nls.rates.frobenius_rate`; None if the labels carry too little information for any.
-        smooth_rate_interval: Its ends.
+        smooth_rate_interval: Its ends; ``-inf`` where resamples carry too little information for any.
         symmetry_residual: The share of the damage that no single rate removes: 0 for symmetric noise, 1 if none helps.
         feasible: Whether, as far as the counts can tell, the risk at ``smooth_rate`` is bounded below for a network
             that is free at each input.
@@ -71,8 +71,9 @@ class Advice:
     estimates: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        """Return plain values, ready for ``json.dumps``."""
-        return asdict(self) | {"transition": self.transition.tolist()}
+        """Return plain values, ready for ``json.dumps``; an end without bound, which JSON does not know, is None."""
+        ends = self.smooth_rate_interval and [end if math.isfinite(end) else None for end in self.smooth_rate_interval]
+        return asdict(self) | {"transition": self.transition.tolist(), "smooth_rate_interval": ends}
 
     def __str__(self) -> str:
         return self.advice
@@ -141,9 +142,11 @@ def suggest_smooth_rate(
         raise ValueError(
             "give either probabilities, or features and a model, got " + ("none" if features is None else "both")
         )
+    noisy_labels = _checks.tensor(noisy_labels, "noisy_labels").cpu()
     if probabilities is None:
         probabilities = _crossfit(features, noisy_labels, model, num_classes, folds, training or {}, seed)
         out_of_sample = True
+    probabilities = _checks.tensor(probabilities, "probabilities").detach().cpu()
     found = count_noise(probabilities, noisy_labels, resamples=resamples, seed=seed)
     if not out_of_sample:
         _refuse_seen(probabilities, noisy_labels)
@@ -252,15 +255,20 @@ def _crossfit(
     """Return probabilities of models that did not see the label they predict."""
     if model is None:
         raise ValueError("features need a model: a scikit-learn classifier, or a network, got none")
-    _checks.tensor(labels, "noisy_labels")
-    classes = num_classes or int(labels.max()) + 1
+    if _checks.tensor(features, "features").shape[:1] != labels.shape or not len(labels):
+        raise ValueError(
+            f"features must have shape [n, ...] and noisy_labels shape [n], n >= 1, got {tuple(features.shape)} and "
+            f"{tuple(labels.shape)}"
+        )
+    given = int(labels.max()) + 1 if num_classes is None else num_classes
+    classes = _checks.integer(given, "num_classes", low=2)
+    labels = _checks.integer_labels(labels, "noisy_labels", classes)
+    folds, seed = _checks.integer(folds, "folds", low=2, high=len(labels)), _checks.integer(seed, "seed")
     if hasattr(model, "predict_proba"):
         from nls.crossfit import crossfit_posterior  # scikit-learn takes a second to import
 
         return crossfit_posterior(features, labels, classes, model, folds=folds, seed=seed)
-    fold = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)) % _checks.integer(
-        folds, "folds", low=2
-    )
+    fold = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)) % folds
     found = torch.empty(len(labels), classes, dtype=torch.float64)
     for k in range(folds):
         held = fold == k

@@ -83,7 +83,7 @@ def count_noise(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If a shape does not fit or a value is out of range.
+        ValueError: If a shape does not fit, a value is out of range, or no class is predicted twice.
 
     Examples:
         >>> labels = torch.arange(400) % 2
@@ -100,6 +100,10 @@ def count_noise(
     model, labels = _predictions(probabilities, noisy_labels)
     resamples = _checks.integer(resamples, "resamples")
     predicted, place = _places(model)
+    if not bool((place <= SHARES[0]).any()):
+        raise ValueError(
+            f"probabilities must be largest for some class twice, got {len(labels)} rows, each for another"
+        )
     weights = torch.ones(1 + resamples, len(labels), dtype=torch.float64)
     maker = seeded_generator(seed, "resamples")
     for row in weights[1:]:
@@ -222,7 +226,7 @@ def _rows(
     counts = torch.bincount(predicted * classes + labels, weight * inside, classes**2).view(classes, classes)
     size = counts.sum(1)
     prior = torch.bincount(predicted, weight, classes) / weight.sum()
-    right = float(counts.diagonal().sum() / size.sum())
+    right = float(counts.diagonal().sum() / size.sum()) if size.any() else 1 / classes  # no example tells nothing
     symmetric = torch.full_like(counts, (1 - right) / (classes - 1)).fill_diagonal_(right)
     matrix = torch.where(size[:, None] > 0, counts / size[:, None].clamp(min=1), symmetric)
     square = matrix.square().sum(1)

@@ -171,6 +171,8 @@ def test_cleanlab_and_the_counts_of_this_book_agree():
         ),
         ({"level": 1.0}, ValueError, "level"),
         ({"resamples": 5}, ValueError, "resamples"),
+        ({"seed": "a"}, TypeError, "seed must be an integer, got 'a'"),
+        ({"probabilities": [[0.5, 0.5]] * 6}, TypeError, "probabilities must be a torch tensor, got list"),
         ({"noisy_labels": torch.arange(6).double()}, TypeError, "noisy_labels"),
     ],
 )
@@ -178,6 +180,43 @@ def test_bad_input_is_named(change, error, message):
     good = {"noisy_labels": torch.arange(6) % 2, "probabilities": torch.full((6, 2), 0.5)}
     with pytest.raises(error, match=message):
         suggest_smooth_rate(**good | change)
+
+
+@pytest.mark.parametrize("model", [LogisticRegression(), lambda: nn.Linear(3, 2)], ids=["classifier", "network"])
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"noisy_labels": torch.arange(5) % 2}, ValueError, r"features must .* n >= 1, got \(8, 3\) and \(5,\)"),
+        ({"noisy_labels": torch.arange(8)[:, None]}, ValueError, r"noisy_labels shape \[n\], .* and \(8, 1\)"),
+        ({"noisy_labels": torch.arange(0), "features": torch.zeros(0, 3)}, ValueError, r"got \(0, 3\) and \(0,\)"),
+        ({"noisy_labels": torch.arange(8) % 2 + 0.0}, TypeError, "noisy_labels must hold integer class indices"),
+        ({"noisy_labels": torch.arange(8) - 1}, ValueError, r"noisy_labels must lie in \[0, 6\], got the value -1"),
+        ({"noisy_labels": torch.zeros(8, dtype=torch.long)}, ValueError, "num_classes must be at least 2, got 1"),
+        ({"num_classes": 0}, ValueError, "num_classes must be at least 2, got 0"),
+        ({"num_classes": "2"}, TypeError, "num_classes must be an integer, got '2'"),
+        ({"folds": 9}, ValueError, "folds must be at most 8, got 9"),
+        ({"features": [[0.0] * 3] * 8}, TypeError, "features must be a torch tensor, got list"),
+    ],
+)
+def test_bad_input_of_a_crossfit_is_named(change, error, message, model):
+    good = {"noisy_labels": torch.arange(8) % 2, "features": torch.zeros(8, 3), "model": model}
+    with pytest.raises(error, match=message):
+        suggest_smooth_rate(**good | change)
+
+
+def test_an_end_without_bound_is_null_in_json():
+    found = advised(nls.symmetric_transition(2, 0.4), 60)
+    assert found.smooth_rate is not None
+    assert found.smooth_rate_interval[0] == -float("inf")
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    assert json.loads(text)["smooth_rate_interval"] == [None, found.smooth_rate_interval[1]]
+
+
+def test_probabilities_may_come_with_their_gradient():
+    pytest.importorskip("cleanlab")
+    noisy, model = made(nls.symmetric_transition(3, 0.2), 300)
+    found = suggest_smooth_rate(noisy, model.clone().requires_grad_())
+    assert found.to_dict() == suggest_smooth_rate(noisy, model).to_dict()
 
 
 # The command
@@ -223,11 +262,15 @@ def test_probabilities_of_a_csv_file(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "probabilities", "message"),
     [
-        ("", "1,0\n", "labels.csv must hold labels, got an empty file"),
+        ("", "1,0\n", "labels.csv must hold labels, got none"),
+        ("label\n", "1,0\n", "labels.csv must hold labels, got none"),
         ("a,b\n1,2\n", "1,0\n", "labels.csv must have a column 'label', got a, b; name the one with the labels"),
         ("label\n0\ncat\n", "1,0\n1,0\n", "labels.csv, line 3: expected a class index from 0, got 'cat'"),
         ("label\n0\n-1\n", "1,0\n1,0\n", "line 3: expected a class index from 0, got '-1'"),
+        ("label\n0\n\n\n-1\n", "1,0\n1,0\n", "labels.csv, line 5: expected a class index from 0, got '-1'"),
+        ("label\n0\n1e30\n", "1,0\n1,0\n", "line 3: expected a class index from 0, got '1e30'"),
         ("label\n0\n1\n", "1,0\nx,0\n", "p.csv must hold a table of numbers"),
+        ("label\n0\n1\n", "1,0\n0,nan\n", r"p.csv must hold a table of numbers \[n, K\], got nan in row 1, column 1"),
         ("label\n0\n", "1,0\n", r"probabilities must have shape \[n, K\] with n >= 2"),
         ("label\n0\n1\n", "1,0\n", "labels.csv holds 2 labels, p.csv 1 rows of probabilities; a header that is a num"),
         ("label\n0\n", "0.5,0.5\n0.5,0.5\n", "labels.csv holds 1 labels, p.csv 2 rows of probabilities"),
@@ -279,9 +322,104 @@ def test_files_in_the_wrong_place(tmp_path, capsys):
     assert main(["advise", str(tmp_path / "p.npy"), str(tmp_path / "labels.csv")]) == 2
     capsys.readouterr()
     assert main(["advise", str(tmp_path / "p.npy"), str(tmp_path / "p.npy")]) == 2
-    assert "p.npy must hold a table of numbers [n, K]: got the shape (3,)" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"p\.npy is no text; labels come first, in a CSV file"):
+    assert "p.npy must hold a table of numbers [n, K], got float64 of shape (3,)" in capsys.readouterr().err
+    with pytest.raises(
+        ValueError, match=r"p\.npy must hold integer labels \[n\], got float64 of shape \(3,\); names go"
+    ):
         read_labels(tmp_path / "p.npy")
+    (tmp_path / "p.npy").rename(tmp_path / "p.csv")
+    with pytest.raises(ValueError, match=r"p\.csv is no text; labels are a CSV file, or a \.npy file of integers"):
+        read_labels(tmp_path / "p.csv")
+
+
+def test_the_header_that_numbers_columns_in_another_way_names_the_classes(tmp_path, capsys):
+    """Columns in the order of texts, as 0, 10, 2: a label is the number in the header, not the place."""
+    lines = [f"{k},0.2,{0.7 - 0.6 * (k % 2)},{0.1 + 0.6 * (k % 2)}\n" for k in range(40)]
+    (tmp_path / "p.csv").write_text(",0,2,1\n" + "".join(lines), encoding="utf-8")
+    labels = [2 - ((k % 2) != (k % 10 < 2)) for k in range(40)]
+    (tmp_path / "labels.csv").write_text("label\n" + "\n".join(map(str, labels)) + "\n", encoding="utf-8")
+    assert main(["advise", str(tmp_path / "labels.csv"), str(tmp_path / "p.csv"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["noise_rate"] < 0.5
+    (tmp_path / "labels.csv").write_text("label\n3\n" + "1\n" * 39, encoding="utf-8")
+    assert main(["advise", str(tmp_path / "labels.csv"), str(tmp_path / "p.csv")]) == 2
+    assert "labels.csv, line 2: expected one of the classes 0, 2, 1, got '3'" in capsys.readouterr().err
+
+
+def test_labels_of_a_npy_file(files, capsys):
+    labels, probabilities, noisy, _ = files
+    path = labels.with_suffix(".npy")
+    for kind in ("int64", "uint8", ">i4"):
+        np.save(path, noisy.numpy().astype(kind))
+        assert read_labels(path).tolist() == noisy.tolist()
+    assert main(["advise", str(labels), str(probabilities), "--json"]) == 0
+    expected = capsys.readouterr().out
+    assert main(["advise", str(path), str(probabilities), "--json"]) == 0
+    assert capsys.readouterr().out == expected
+    np.save(path, np.array([7, 3, 7]))
+    assert read_labels(path, classes=["7", "3"]).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        (
+            np.array([0.0, 1.0]),
+            [],
+            "labels.npy must hold integer labels [n], got float64 of shape (2,); names go into a",
+        ),
+        (np.array([[0], [1]]), [], "labels.npy must hold integer labels [n], got int64 of shape (2, 1)"),
+        (np.array([True, False]), [], "labels.npy must hold integer labels [n], got bool of shape (2,)"),
+        (np.array(["0", "1"]), [], "labels.npy must hold integer labels [n], got <U1 of shape (2,)"),
+        (np.array([0, "cat"], dtype=object), [], "labels.npy must hold integer labels [n]: Object arrays cannot be"),
+        (np.array([], dtype=int), [], "labels.npy must hold labels, got none"),
+        (np.array([0, -1]), [], "labels.npy, row 1, counted from 0: expected a class index from 0, got '-1'"),
+        (np.array([0, 2**63], dtype=np.uint64), [], "row 1, counted from 0: expected a class index from 0, got '92233"),
+        (np.array([0, 2]), [], "labels.npy holds the label 2, p.npy 2 columns; classes count from 0"),
+        (
+            np.array([0, 1]),
+            ["--classes", "cat,dog"],
+            "row 0, counted from 0: expected one of the classes cat, dog, got",
+        ),
+        (np.array([0, 1]), ["--column", "kind"], "labels.npy must be a CSV file for --column, got --column kind"),
+    ],
+)
+def test_the_command_names_what_is_wrong_in_labels_of_a_npy_file(labels, options, message, tmp_path, capsys):
+    np.save(tmp_path / "labels.npy", labels, allow_pickle=True)
+    np.save(tmp_path / "p.npy", np.full((2, 2), 0.5))
+    assert main(["advise", str(tmp_path / "labels.npy"), str(tmp_path / "p.npy"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (np.array([[0.5, 0.5], [0.5, np.nan]]), ", got nan in row 1, column 1, counted from 0"),
+        (np.array([[0.5, 0.5], [np.inf, 0.5]], dtype=np.float16), ", got inf in row 1, column 0, counted from 0"),
+        (np.array([["0.5", "0.5"]]), ", got <U3 of shape (1, 2)"),
+        (np.array([[0.5j, 0.5]]), ", got complex128 of shape (1, 2)"),
+    ],
+)
+def test_the_command_names_what_is_wrong_in_probabilities_of_a_npy_file(table, message, tmp_path, capsys):
+    np.save(tmp_path / "p.npy", table)
+    (tmp_path / "labels.csv").write_text("label\n0\n1\n", encoding="utf-8")
+    assert main(["advise", str(tmp_path / "labels.csv"), str(tmp_path / "p.npy")]) == 2
+    assert f"p.npy must hold a table of numbers [n, K]{message}" in capsys.readouterr().err
+
+
+def test_half_precision_keeps_the_rounding_of_its_sums(files, capsys):
+    labels, probabilities, _, model = files
+    np.save(probabilities, model.numpy().astype(np.float16))
+    assert float((read_probabilities(probabilities).double().sum(1) - 1).abs().max()) > 1e-4  # too far off for float64
+    assert main(["advise", str(labels), str(probabilities)]) == 0
+    assert "Use smooth rate" in capsys.readouterr().out
+
+
+def test_an_archive_of_arrays_is_refused(tmp_path):
+    with (tmp_path / "p.npy").open("wb") as file:
+        np.savez(file, labels=np.arange(3))
+    for read in (read_labels, read_probabilities):
+        with pytest.raises(ValueError, match=r"p\.npy must hold .*: got an archive of arrays"):
+            read(tmp_path / "p.npy")
 
 
 def test_columns_in_another_order_are_asked_about():

@@ -115,6 +115,17 @@ def test_a_class_that_is_never_predicted_has_the_row_of_symmetric_noise():
     assert found.transition[3].tolist() == pytest.approx([(1 - right) / 3] * 3 + [right])
 
 
+def test_a_resample_without_any_of_the_surest_tells_nothing():
+    """Of four examples two are of one class, and a third of all resamples miss the surer one of them."""
+    model = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.1, 0.1, 0.8], [0.1, 0.2, 0.7]])
+    found = count_noise(model, torch.tensor([0, 1, 2, 2]), resamples=100)
+    missed = found.noise_rate[1:] > 0
+    assert 10 < int(missed.sum()) < 60
+    assert found.noise_rate[1:][missed].tolist() == pytest.approx([2 / 3] * int(missed.sum()))
+    assert torch.equal(found.smooth_rate[1:].isnan(), missed)
+    assert (found.residual[1:][missed] == 1).all()
+
+
 def test_dependence_is_the_distance_from_permuted_labels():
     """By hand: the sum over examples, and its spread when labels are permuted within the predicted classes."""
     maker = torch.Generator().manual_seed(0)
@@ -196,6 +207,10 @@ def test_shares_in_which_labels_depend_on_the_example_are_not_taken():
         ({"noisy_labels": torch.tensor([0, 1])}, r"noisy_labels must have shape \(4,\), got \(2,\)"),
         ({"noisy_labels": torch.tensor([0, 1, 2, 0])}, "noisy_labels"),
         ({"resamples": -1}, "resamples"),
+        (
+            {"probabilities": torch.eye(4), "noisy_labels": torch.tensor([0, 0, 1, 2])},
+            "probabilities must be largest for some class twice, got 4 rows, each for another",
+        ),
     ],
 )
 def test_bad_input_is_named(change, message):
