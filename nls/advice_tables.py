@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from nls import _checks
-from nls.anchors import _places, label_dependence
+from nls.anchors import _places, _predictions, label_dependence
 
 CASE = ["dataset", "noise", "noise_rate"]
 """Columns that name a case of :func:`nls.advice_study.advice_study`."""
@@ -98,14 +98,15 @@ def surest_disagreement(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If a value is out of range.
+        ValueError: If a shape does not fit or a value is out of range.
 
     Examples:
         >>> surest_disagreement(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), torch.tensor([0, 1]), [0.5, 1.0])
         [(0.0, 1), (0.5, 2)]
     """
-    predicted, place = _places(_checks.probabilities(probabilities, "probabilities").double())
-    wrong = _checks.integer_labels(noisy_labels, "noisy_labels", probabilities.shape[1]) != predicted
+    model, labels = _predictions(probabilities, noisy_labels)
+    predicted, place = _places(model)
+    wrong = labels != predicted
     inside = [wrong[place <= _checks.number(share, "shares", low=0.0, high=1.0)].double() for share in shares]
     return [(float(part.mean()), len(part)) for part in inside]
 
@@ -123,13 +124,14 @@ def surest_dependence(probabilities: torch.Tensor, noisy_labels: torch.Tensor, s
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If a value is out of range.
+        ValueError: If a shape does not fit or a value is out of range.
 
     Examples:
         >>> probabilities = torch.tensor([[0.8, 0.2, 0.0], [0.8, 0.0, 0.2], [0.6, 0.3, 0.1], [0.6, 0.1, 0.3]])
         >>> [round(z, 2) for z in surest_dependence(probabilities, torch.tensor([1, 2, 1, 2]), [0.5, 1.0])]
         [1.0, 1.64]
     """
-    _, place = _places(_checks.probabilities(probabilities, "probabilities").double())
+    model, labels = _predictions(probabilities, noisy_labels)
+    _, place = _places(model)
     inside = [place <= _checks.number(share, "shares", low=0.0, high=1.0) for share in shares]
-    return [label_dependence(probabilities[rows], noisy_labels[rows]) for rows in inside]
+    return [label_dependence(model[rows], labels[rows]) for rows in inside]

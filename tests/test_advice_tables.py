@@ -91,3 +91,9 @@ def test_dependence_is_that_of_the_surest_of_each_predicted_class():
     assert surest_dependence(model, labels, [0.4]) == [pytest.approx(label_dependence(model[kept], labels[kept]))]
     with pytest.raises(ValueError, match="shares"):
         surest_dependence(model, labels, [1.5])
+
+
+@pytest.mark.parametrize("table", [surest_disagreement, surest_dependence])
+def test_labels_that_do_not_fit_are_named(table):
+    with pytest.raises(ValueError, match=r"noisy_labels must have shape \(4,\), got \(3,\)"):
+        table(torch.full((4, 2), 0.5), torch.tensor([0, 1, 0]), [1.0])
