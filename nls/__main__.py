@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -112,6 +113,7 @@ def _header(path: Path) -> list[str] | None:
         return None
     with path.open(newline="", encoding="utf-8-sig") as file:
         cells = [text.strip() for text in next(csv.reader(file), [])]
+    cells[:1] = [text.removeprefix("#").strip() for text in cells[:1]]  # as numpy.savetxt marks a header
     counted = len(cells) > 2 and cells == [str(k) for k in range(len(cells))]  # pandas numbers columns without a name
     return cells if counted or not all(_is_number(text) for text in cells) else None
 
@@ -138,7 +140,7 @@ def read_probabilities(path: Path) -> torch.Tensor:
     """
     wanted = "a table of numbers [n, K]"
     table = _load(path, wanted) if path.suffix == ".npy" else _csv_table(path, wanted)
-    if table.ndim != 2 or table.dtype.kind not in "fiub":
+    if table.ndim != 2 or not len(table) or table.dtype.kind not in "fiub":
         raise ValueError(f"{path.name} must hold {wanted}, got {table.dtype} of shape {table.shape}")
     table = table.astype(np.float16 if table.dtype == np.float16 else np.float64)
     if not np.isfinite(table).all():
@@ -154,9 +156,11 @@ def _csv_table(path: Path, wanted: str) -> np.ndarray:
     try:
         header = _header(path)
         columns = range(1, len(header)) if header and not header[0] else None
-        return np.loadtxt(
-            path, delimiter=",", skiprows=int(header is not None), usecols=columns, ndmin=2, encoding="utf-8-sig"
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "loadtxt: input contained no data")  # the caller refuses such a table
+            return np.loadtxt(
+                path, delimiter=",", skiprows=int(header is not None), usecols=columns, ndmin=2, encoding="utf-8-sig"
+            )
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path.name} must hold {wanted}: {error}") from error
 
@@ -170,6 +174,8 @@ def _read(given: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
     counted = all(numbers) and [float(name) for name in names] == list(range(len(names)))
     named = len(names) == probabilities.shape[1] and not counted
     classes = [name.strip() for name in given.classes.split(",")] if given.classes else None
+    if classes and len(set(classes)) < len(classes):
+        raise ValueError(f"--classes must name each class once, got {given.classes}")
     if classes and named and classes != names and sorted(classes) == sorted(names):
         raise ValueError(
             f"{given.probabilities.name} has its columns in another order than --classes: {','.join(names)}"

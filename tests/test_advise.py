@@ -275,6 +275,8 @@ def test_probabilities_of_a_csv_file(tmp_path):
         ("label\n0\n1\n", "1,0\n", "labels.csv holds 2 labels, p.csv 1 rows of probabilities; a header that is a num"),
         ("label\n0\n", "0.5,0.5\n0.5,0.5\n", "labels.csv holds 1 labels, p.csv 2 rows of probabilities"),
         ("label\na\nb\n", "p0,p1\n1,0\n1,0\n", "line 2: expected a class index from 0, got 'a'; names need --classes"),
+        ("label\n0\n", "", r"p.csv must hold a table of numbers \[n, K\], got float64 of shape \(0, 1\)"),
+        ("label\n0\n", "a,b\n", r"p.csv must hold a table of numbers \[n, K\], got float64 of shape \(0, 1\)"),
         ("label\n1\n2\n", "1,0\n1,0\n", "labels.csv holds the label 2, p.csv 2 columns; classes count from 0"),
     ],
 )
@@ -285,12 +287,12 @@ def test_the_command_names_what_is_wrong_in_a_file(labels, probabilities, messag
     assert re.search(message, capsys.readouterr().err)
 
 
-HEADERS = ["cat,dog\n", ",cat,dog\n", ",0,1\n", ""]
+HEADERS = ["cat,dog\n", "# cat,dog\n", ",cat,dog\n", ",0,1\n", ""]
 
 
 @pytest.mark.parametrize("head", HEADERS)
 def test_names_come_from_the_header_of_the_probabilities(head, tmp_path, capsys):
-    """As pandas writes them: with names, with an index, with numbers for columns that have no name."""
+    """As pandas writes them, with an index too, with numbers for columns that have no name; and as NumPy does."""
     lines = [f"{k}," * head.startswith(",") + ("0.25,0.75\n" if k % 2 else "0.75,0.25\n") for k in range(40)]
     (tmp_path / "p.csv").write_text(head + "".join(lines), encoding="utf-8")
     labels = ["dog" if (k % 2) != (k % 10 < 2) else "cat" for k in range(40)]
@@ -309,6 +311,8 @@ def test_names_come_from_the_header_of_the_probabilities(head, tmp_path, capsys)
     )
     assert main([*files, "--classes", "cat"]) == 2
     assert "p.csv has 2 columns, --classes 1 names" in capsys.readouterr().err
+    assert main([*files, "--classes", "cat,cat"]) == 2
+    assert "--classes must name each class once, got cat,cat" in capsys.readouterr().err
 
 
 def test_the_header_that_pandas_gives_to_columns_without_a_name(tmp_path):
