@@ -57,7 +57,8 @@ def run_all(
         runs: The parameters of each run: names to plain values (bool, int, float, str or None).
         store: Folder of finished runs, made if it is missing; by default the one that the environment variable
             ``NLS_STORE`` names, and without it nothing is kept.
-        workers: Processes at once; by default as :func:`nls.run_grid`. Each has one thread of torch.
+        workers: Processes at once; by default as :func:`nls.run_grid`. Each has one thread of torch. One run alone
+            starts none.
         time_limit: Seconds after which no further run is begun; what is left over has no row.
         progress: Whether to show a bar; by default in notebooks and terminals.
 
@@ -147,6 +148,7 @@ def _made(
 ) -> Iterator[dict]:
     """Run the tasks, and yield a record of each as it ends."""
     within = (joblib.delayed(_run)(function, name, run) for name, run in tasks if time.time() < deadline)
+    workers = min(workers, max(1, len(tasks)))  # one task needs no other process; a cluster's -1 stays
     parallel = joblib.Parallel(workers, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
     with contextlib.closing(parallel(within)) as records:
         yield from records

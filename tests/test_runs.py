@@ -58,6 +58,13 @@ def test_two_workers_find_what_one_finds():
     assert both[0].equals(both[1])
 
 
+def test_one_run_starts_no_process(tmp_path):
+    run_all(power, RUNS[:2], store=tmp_path, workers=1)
+    CALLS.clear()
+    run_all(power, RUNS, store=tmp_path, workers=2)
+    assert CALLS == [(3, 2)]
+
+
 def test_a_finished_run_is_not_run_again(tmp_path):
     first = run_all(power, RUNS[:2], store=tmp_path, workers=1)
     assert len(CALLS) == 2
