@@ -92,6 +92,27 @@ def test_clean_labels_are_left_alone():
     assert "keep rate 0" in found.advice
 
 
+def test_labels_that_may_be_clean_are_left_alone():
+    found = advised(nls.symmetric_transition(4, 0.02))
+    assert found.noise_rate_interval[0] < 0.01 < found.noise_rate_interval[1]
+    assert not found.use
+    assert "keep rate 0" in found.advice
+
+
+def test_a_positive_rate_has_a_minimum_and_the_step_of_cross_entropy():
+    found = advised(nls.pair_transition(4, 0.6), 500)
+    assert found.smooth_rate > 0.1
+    assert found.feasible
+    assert found.recipe["step_factor"] == 1
+
+
+def test_an_entry_that_is_seen_but_too_small_leaves_no_minimum():
+    transition = torch.tensor([[0.7, 0.28, 0.02], [0.02, 0.7, 0.28], [0.28, 0.02, 0.7]], dtype=torch.float64)
+    found = advised(transition)
+    assert bool((found.transition > 0).all())
+    assert not found.feasible
+
+
 def test_labels_that_may_be_no_better_than_chance_get_no_rate():
     found = advised(nls.symmetric_transition(2, 0.5), 300)
     assert not found.use
@@ -131,6 +152,26 @@ def test_a_network_is_cross_fitted():
     found = suggest_smooth_rate(noisy, **options)
     assert abs(found.noise_rate - 0.3) < 0.06
     assert found.noise_rate == suggest_smooth_rate(noisy, **options).noise_rate
+
+
+def test_a_network_never_sees_the_examples_that_it_predicts(monkeypatch):
+    features, seen, predicted = torch.arange(60.0)[:, None], [], []
+
+    def fit(given, labels, **options):
+        seen.append(given)
+        return nls.each.fit_each(given, labels, **options)
+
+    def predict(network, given):
+        predicted.append(given)
+        return torch.zeros(len(given), 2)
+
+    monkeypatch.setattr(nls.advise, "fit_each", fit)
+    monkeypatch.setattr(nls.advise, "predict_logits", predict)
+    options = {"model": lambda: nn.Linear(1, 2), "training": {"epochs": 1}, "folds": 3}
+    suggest_smooth_rate(torch.arange(60) % 2, features=features, **options)
+    for given, held in zip(seen, predicted, strict=True):
+        assert sorted([*given[:, 0].tolist(), *held[:, 0].tolist()]) == features[:, 0].tolist()
+    assert sorted(torch.cat(predicted)[:, 0].tolist()) == features[:, 0].tolist()
 
 
 def test_the_dual_estimate_is_exact_where_its_steps_are():
@@ -318,6 +359,8 @@ def test_names_come_from_the_header_of_the_probabilities(head, tmp_path, capsys)
 def test_the_header_that_pandas_gives_to_columns_without_a_name(tmp_path):
     (tmp_path / "p.csv").write_text("0,1,2\n0.25,0.5,0.25\n", encoding="utf-8")
     assert read_probabilities(tmp_path / "p.csv").tolist() == [[0.25, 0.5, 0.25]]
+    (tmp_path / "p.csv").write_text("0,1\n0.5,0.5\n", encoding="utf-8")  # of two columns it may as well be a row
+    assert read_probabilities(tmp_path / "p.csv").tolist() == [[0.0, 1.0], [0.5, 0.5]]
 
 
 def test_files_in_the_wrong_place(tmp_path, capsys):

@@ -99,6 +99,25 @@ def test_resamples_spread_as_the_noise_rate_does():
     assert torch.equal(found[0].noise_rate, count_noise(*reversed(made(transition, 300, 0)), resamples=100).noise_rate)
 
 
+def test_the_rate_of_resamples_is_that_of_the_data_on_average():
+    """What counting adds to a square, resamples add once more; taken off once, they are too near zero."""
+    found = [
+        count_noise(*reversed(made(nls.symmetric_transition(10, 0.4), 200, seed)), resamples=30) for seed in range(20)
+    ]
+    kept = torch.stack([1 / (1 - f.smooth_rate) for f in found])
+    off = kept[:, 1:].mean(1) - kept[:, 0]
+    assert abs(float(off.mean())) < 4 * float(off.std() / len(off) ** 0.5)
+
+
+def test_one_disagreement_among_the_less_sure_does_not_drop_them():
+    """A smaller share without any has no spread of its own that could be counted."""
+    sure = torch.linspace(0.99, 0.6, 100, dtype=torch.float64)
+    model = torch.stack([torch.cat([sure, 1 - sure]), torch.cat([1 - sure, sure])], 1)
+    labels = torch.arange(200) // 100
+    labels[60] = 1
+    assert count_noise(model, labels, resamples=0).share == SHARES[0]
+
+
 def test_labels_without_information_have_no_rate():
     noisy, model = made(nls.symmetric_transition(2, 0.5).flip(0) * 0 + 0.5, 500)
     found = count_noise(model, 1 - noisy * 0 - model.argmax(1), resamples=0)  # always the other class
