@@ -24,7 +24,7 @@ AXE   := _build/axe/package/axe.min.js
   colab-check colab-figures wheel-check
 
 # Of the package alone, without what only the book needs.
-PACKAGE_TESTS := $(addprefix tests/test_,$(addsuffix .py,losses noise posterior rates grid store stats calibration))
+PACKAGE_TESTS := $(addprefix tests/test_,$(addsuffix .py,losses noise posterior rates grid engine runs store stats calibration))
 # What a reader types in a form reaches the command as it is; the shell never reads it as code.
 SETTINGS := set -f; set --; for setting in $$SET; do set -- "$$@" --set "$$setting"; done
 export SET ONLY

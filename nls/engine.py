@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import hashlib
+import inspect
 import logging
 import math
 import os
@@ -247,10 +248,11 @@ class _Run:
             # What was in flight when this run failed is trained again by the next.
             warnings.filterwarnings("ignore", ".*You could benefit from adjusting the input task", UserWarning)
             options = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "n_jobs + 1"}
-            if self.workers > 1 and _is_local():
-                options |= {"initializer": _end_with_parent, "initargs": (os.getpid(),)}
+            parent = os.getpid() if self.workers > 1 and _is_local() else None
+            if parent and _HAS_INITIALIZER:
+                options |= {"initializer": _end_with_parent, "initargs": (parent,)}
             parallel = joblib.Parallel(n_jobs=self.workers, **options)
-            with contextlib.closing(parallel(self._tasks(chunks))) as results:
+            with contextlib.closing(parallel(self._tasks(chunks, parent))) as results:
                 for made in results:
                     for record in made:
                         if record["engine"] != ENGINE_VERSION or record["id"] not in self.known:
@@ -267,7 +269,7 @@ class _Run:
                     self.claimed.difference_update(ids)
                     self._show(bar)
 
-    def _tasks(self, chunks: list[list[Cell]]) -> Iterator:
+    def _tasks(self, chunks: list[list[Cell]], parent: int | None) -> Iterator:
         """Claim chunks as joblib asks for them, a few ahead of the workers: processes on one store share the rest."""
         for chunk in chunks:
             if not self._has_time():
@@ -281,7 +283,7 @@ class _Run:
                 self.records.release(missing)
                 self.claimed.difference_update(missing)
                 continue
-            yield joblib.delayed(_work)(chunk, **self.options)
+            yield joblib.delayed(_work)(chunk, parent, **self.options)
 
     def _has_time(self) -> bool:
         """Return whether a cell that takes as long as the slowest so far would end in time."""
@@ -300,6 +302,7 @@ class _Run:
 
 def _work(
     chunk: list[Cell],
+    parent: int | None,
     root: object,
     device: str | None,
     checkpoints: Path | None,
@@ -307,7 +310,9 @@ def _work(
     keep_curves: bool,
     deadline: float,
 ) -> list[dict]:
-    """Train a chunk on one thread, in a worker or, with one worker, in the launching process."""
+    """Train a chunk on one thread, in a worker of the parent or, with one worker, in the launching process."""
+    if parent:
+        _end_with_parent(parent)
     images = chunk[0].network != "mlp"
     if torch.cuda.is_available() and (str(device) == "cuda" or (device is None and images)):
         device = f"cuda:{_own_gpu()}"
@@ -357,6 +362,8 @@ def _is_local() -> bool:
 
 
 _watched: set[int] = set()
+# joblib 1.4 has none; there a worker watches its parent from its first task on.
+_HAS_INITIALIZER = "backend_kwargs" in inspect.signature(joblib.Parallel).parameters
 
 
 def _end_with_parent(parent: int) -> None:

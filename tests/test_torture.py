@@ -39,10 +39,10 @@ def whole():
     return run_grid(GRID, workers=2).drop(columns="seconds")
 
 
-def start(store, **options):
-    """Start a run with two workers in a process of its own."""
+def start(store, before="", **options):
+    """Start a run with two workers in a process of its own, after a few words of code."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(store)], env=environment, cwd=ROOT, **options)
+    return subprocess.Popen([sys.executable, "-c", before + SCRIPT, str(store)], env=environment, cwd=ROOT, **options)
 
 
 def stored(folder):
@@ -116,6 +116,18 @@ def test_workers_that_are_still_starting_do_not_outlive_the_run(tmp_path):
     run.wait()
     # They import torch first, which takes seconds, and then see that they are alone.
     assert psutil.wait_procs(workers, timeout=40)[1] == []
+
+
+def test_workers_end_with_their_run_where_joblib_has_no_initializer(tmp_path):
+    folder = tmp_path / "store"
+    run = start(folder, before="import nls.engine; nls.engine._HAS_INITIALIZER = False; ")
+    while not stored(folder) and run.poll() is None:
+        time.sleep(0.01)
+    workers = workers_of(run)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert len(workers) == 2
+    assert wait_for_death(workers) == []
 
 
 def test_a_killed_worker_does_not_end_the_run(whole, tmp_path):
