@@ -60,6 +60,14 @@ def test_a_page_loads_the_files_of_what_it_shows(body, extra):
     assert kept == [file for file in FILES if file in {"styles/theme.css", "css/book.css"} | extra]
 
 
+@pytest.mark.parametrize(("body", "extra"), [("<p>text</p>", []), ('<figure class="nls-live">', ["js/rate.js"])])
+def test_a_page_loads_the_scripts_of_what_it_shows(body, extra):
+    scripts = [SimpleNamespace(filename=f"_static/{name}") for name in ("js/rate.js", "js/access.js")]
+    context = {"body": body, "css_files": [], "script_files": scripts}
+    own_parts._lighten(None, "page", "page.html", context, None)
+    assert [one.filename for one in context["script_files"]] == [f"_static/{name}" for name in [*extra, "js/access.js"]]
+
+
 def test_a_fold_is_named_by_what_it_says():
     kept = '<summary><p class="collapsed">Show code cell source</p></summary><p aria-label="x">'
     assert lighten(kept.replace("<summary>", '<summary aria-label="Toggle hidden content">'))[1] == kept
@@ -105,6 +113,8 @@ def test_the_box_ends_the_page_and_is_text(page, title, shown):
     citation_box._add_box(app, page, "page.html", context, doctree=object())
     assert context["body"].startswith("<p>before</p><details")
     assert all(part in context["body"] for part in shown)
+    assert ('<details class="nls-cite" open>' in context["body"]) == (page == "index")  # folded elsewhere
+    assert "< 0" not in context["body"]
 
 
 @pytest.mark.parametrize(("citation", "doctree"), [({"fields": {}}, object()), ({"fields": FIELDS}, None), (None, 1)])

@@ -42,12 +42,18 @@ def test_the_tables_of_the_page_are_filled_from_stored_results(tmp_path):
     stored = nls.load_results("recipes").set_index("recipe")
     assert set(stored.index) == {*RECIPES, "shapes"}
     for name, row in stored.iterrows():
-        assert re.search(rf"^\| `{name}.py` \|.*{re.escape(row['version'])}", filled, re.MULTILINE), name
+        versions = (
+            f"{row['library']} {row['version']}, " * (row["library"] != "torch") + f"torch {row['torch']}, Python"
+        )
+        found = f" {row['accuracy']:.2f}, {row['log_loss']:.2f} nats " if row["accuracy"] > 0 else "  "
+        pattern = rf"^\| `{name}.py` \| {re.escape(versions)} [^|]* \| {row['rate']:.2f} \|{found}\| \d+ \|$"
+        assert re.search(pattern, filled, re.MULTILINE), name
     answers = re.findall(r"^\| `(\w+)` ([\d.]+) \| `(\w+)`.*\| (.*) \|$", filled, re.MULTILINE)
     said = {(library, call): verdict for library, _, call, verdict in answers}
     assert said["torch", "CrossEntropyLoss"] == "**cross entropy, without a word**"
     assert said["transformers", "Trainer"] == said["timm", "LabelSmoothingCrossEntropy"] == "the loss at that rate"
     assert said["timm", "PolyCrossEntropy"] == "an error"
+    assert "`the rows`" not in filled  # rows smoothed by hand are on another page
     assert "on probabilities, `label_smoothing` | the loss at that rate, while no probability is clipped" in filled
     (tmp_path / "recipes.md").write_text("no place for a table", encoding="utf-8")
     with pytest.raises(BookError, match="expected one line <!-- libraries -->"):
