@@ -138,10 +138,7 @@ def suggest_smooth_rate(
     """
     level = _checks.number(level, "level", low=0.5, high=0.999)
     resamples = _checks.integer(resamples, "resamples", low=20)
-    if (probabilities is None) == (features is None):
-        raise ValueError(
-            "give either probabilities, or features and a model, got " + ("none" if features is None else "both")
-        )
+    _refuse_mixed(probabilities, features, model=model, num_classes=num_classes, training=training)
     noisy_labels = _checks.tensor(noisy_labels, "noisy_labels").cpu()
     if probabilities is None:
         probabilities = _crossfit(features, noisy_labels, model, num_classes, folds, training or {}, seed)
@@ -241,6 +238,17 @@ def confident_transition(probabilities: torch.Tensor, noisy_labels: torch.Tensor
     _, noise, _ = count.estimate_latent(joint, labels)
     matrix = torch.from_numpy(noise).double().T
     return matrix / matrix.sum(1, keepdim=True)
+
+
+def _refuse_mixed(probabilities: object, features: object, **of_features: object) -> None:
+    """Refuse probabilities and features together, neither, and what only a cross-fit on features would read."""
+    if (probabilities is None) == (features is None):
+        raise ValueError(
+            "give either probabilities, or features and a model, got " + ("none" if features is None else "both")
+        )
+    idle = [name for name, given in of_features.items() if given is not None]
+    if features is None and idle:
+        raise ValueError(f"{' and '.join(idle)} must come with features, got probabilities")
 
 
 def _crossfit(

@@ -200,6 +200,8 @@ def test_cleanlab_and_the_counts_of_this_book_agree():
         ({"probabilities": None}, ValueError, "either probabilities, or features and a model, got none"),
         ({"features": torch.zeros(6, 2)}, ValueError, "got both"),
         ({"probabilities": None, "features": torch.zeros(6, 2)}, ValueError, "features need a model"),
+        ({"model": "mlp", "training": {}}, ValueError, "model and training must come with features, got probabilities"),
+        ({"num_classes": 2}, ValueError, "num_classes must come with features"),
         (
             {
                 "probabilities": None,
