@@ -176,7 +176,8 @@ def write(root: Path, out: Path, others: list[Path]) -> str:
     for other in others:
         again, values = read_record(other), read_build(other)
         for name in found.keys() & again.keys():
-            if all(again[name].get(key) == record[name].get(key) for key in ("source", "parameters")):
+            same = all(again[name].get(key) == record[name].get(key) for key in ("source", "parameters"))
+            if same and same_python(found[name], values[name]):
                 measured[name].append(values[name])
     moved = {
         name: {

@@ -2,8 +2,9 @@
 
 A build's numbers are the values that its notebooks glue into their text and the verdicts of their claims.
 `expected/PROFILE.csv` holds them, one row each, with `moved`: for each number of a value the largest distance that was
-seen between builds of the same sources on other kernels or versions of torch. Rounding differs between processors, a
-trained network carries the difference on, and how far depends on the number; so it is measured, not assumed.
+seen between builds of the same sources on other kernels or versions of torch, and for a verdict the others seen.
+Rounding differs between processors, a trained network carries the difference on, and how far depends on the number; so
+it is measured, not assumed.
 """
 
 import ast
@@ -36,6 +37,8 @@ ROUNDING = 1e-5
 """And by this share of itself, always: sums in another order."""
 OF_INTERVAL = 0.25
 """A number of an interval may move by this part of its half-width, unless its notebook was seen to stand still."""
+OR = " | "
+"""Between the verdicts in `moved`."""
 NUMBER = re.compile(r"(?<![\w.])[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -66,11 +69,13 @@ class Value:
         kind: `number`, `text` or `verdict`.
         shown: The value as it is stored: a number's repr, or the text.
         moved: One distance for each of its numbers, or None if they were never measured.
+        also: Other verdicts that a claim was seen to get on other kernels, where samples are too small for one.
     """
 
     kind: str
     shown: str
     moved: tuple[float, ...] | None = None
+    also: tuple[str, ...] = ()
 
 
 def read_values(path: Path) -> dict[str, Value]:
@@ -229,7 +234,7 @@ def compare_values(where: str, expected: dict[str, Value], found: dict[str, Valu
         old, new = expected.get(key), found.get(key)
         if old is None or new is None:
             drifts.append(Drift(where, key, old.shown if old else "not stored", new.shown if new else "missing"))
-        elif key not in CLOCKS:
+        elif key not in CLOCKS and not (new.kind == "verdict" and new.shown in old.also):
             apart, allowed = distances(old, new), allowances(old, lively)
             if apart is None or not all(a <= b for a, b in zip(apart, allowed, strict=True)):
                 limit = ", ".join(f"{a:.3g}" for a in allowed)
@@ -265,10 +270,13 @@ def read_expected(path: Path) -> dict[str, dict[str, Value]]:
     notebooks: dict[str, dict[str, Value]] = {}
     for line, row in enumerate(rows, 2):
         try:
-            moved = None if row["moved"] == "" else tuple(map(float, row["moved"].split()))
-            value = Value(row["kind"], row["value"], moved)
+            if row["kind"] == "verdict":
+                value = Value("verdict", row["value"], None, tuple(filter(None, row["moved"].split(OR))))
+            else:
+                moved = None if row["moved"] == "" else tuple(map(float, row["moved"].split()))
+                value = Value(row["kind"], row["value"], moved)
             count = len(numbers(value))
-            if value.kind not in KINDS or count != len(moved if moved is not None else range(count)):
+            if value.kind not in KINDS or count != len(value.moved if value.moved is not None else range(count)):
                 raise ValueError
         except (TypeError, ValueError, AttributeError):
             raise BookError(f"{path}, row {line}: expected a value and a distance for each of its numbers") from None
@@ -293,23 +301,26 @@ def write_expected(path: Path, notebooks: dict[str, dict[str, Value]]) -> int:
         writer.writerow(COLUMNS)
         for name in sorted(notebooks):
             for key, value in notebooks[name].items():
-                moved = "" if value.moved is None else " ".join(f"{m:.3g}" for m in value.moved)
+                moved = OR.join(value.also) if value.also else " ".join(f"{m:.3g}" for m in value.moved or ())
                 writer.writerow([name, key, value.kind, value.shown, moved])
                 count += 1
     return count
 
 
 def with_moves(value: Value, others: list[Value], earlier: Value | None) -> Value:
-    """Return a value with the distances that it was seen to move.
+    """Return a value with the distances that it was seen to move, a verdict with the others that were seen.
 
     Args:
         value: What the build shows.
         others: The same number in other builds of the same sources; one that says something else has no distance.
-        earlier: What is stored, whose distances are kept if it has as many numbers.
+        earlier: What is stored, whose distances are kept if it has as many numbers, and whose other verdicts are.
 
     Returns:
         The value with the largest distances, or with none if it was never measured.
     """
+    if value.kind == "verdict":
+        also = {other.shown for other in others}.union(earlier.also if earlier else ()) - {value.shown}
+        return Value("verdict", value.shown, (), tuple(sorted(also)))
     count = len(numbers(value))
     seen = [d for other in others if (d := distances(value, other)) is not None]
     if earlier is not None and earlier.moved is not None and len(earlier.moved) == count:

@@ -141,6 +141,27 @@ def test_a_number_moves_as_far_as_it_was_seen_to(book):
     assert [d.what for d in check(book)[0]] == ["one-count"]
 
 
+def test_a_verdict_that_other_kernels_change_may_be_either(book):
+    write_build(book / "other", verdict="fails")
+    drift.write(book, book / "_build", [book / "other"])
+    drift.write(book, book / "_build", [])  # keeps what was seen
+    stored = expected.read_expected(book / "book" / "expected" / "book.csv")["01_one"]
+    assert (stored["claim signs"].shown, stored["claim signs"].also) == ("holds", ("fails",))
+    for verdict, drifted in (("holds", []), ("fails", []), ("not tested", ["claim signs"])):
+        write_build(book / "_build", verdict=verdict)
+        assert [d.what for d in check(book)[0]] == drifted
+
+
+def test_no_verdict_of_the_book_depends_on_the_kernels():
+    stored = {name: expected.read_expected(ROOT / "book" / "expected" / f"{name}.csv") for name in ("book", "smoke")}
+    either = {
+        profile: {key for values in notebooks.values() for key, value in values.items() if value.also}
+        for profile, notebooks in stored.items()
+    }
+    assert either["book"] == set()
+    assert len(either["smoke"]) < 10  # where samples are small
+
+
 def test_a_notebook_that_never_moved_has_no_room():
     values = {"a": Value("number", "0.5", (0.0,))}
     assert expected.compare_values("n", values, {"a": Value("number", "0.500004")}) == []
