@@ -156,9 +156,11 @@ def run_grid(
     records.expect({name: _digest(root, name) for name in {cell.dataset for cell in grid if cell.from_root}})
     images = any(cell.network != "mlp" for cell in grid)
     on_gpu = torch.cuda.is_available() and (images if device is None else str(device) == "cuda")
+    workers = _count_workers(workers, on_gpu)
     options = {"root": root, "device": device, "keep_curves": store is not None}
     options |= {"checkpoints": records.folder, "files": records.files, "deadline": _deadline(time_limit)}
-    run = _Run(grid, records, _count_workers(workers, on_gpu), options, _shows(progress))
+    options["parent"] = os.getpid() if workers > 1 and _is_local() else None
+    run = _Run(grid, records, workers, options, _shows(progress))
     try:
         run.finish()
     finally:
@@ -248,11 +250,10 @@ class _Run:
             # What was in flight when this run failed is trained again by the next.
             warnings.filterwarnings("ignore", ".*You could benefit from adjusting the input task", UserWarning)
             options = {"return_as": "generator_unordered", "batch_size": 1, "pre_dispatch": "n_jobs + 1"}
-            parent = os.getpid() if self.workers > 1 and _is_local() else None
-            if parent and _HAS_INITIALIZER:
-                options |= {"initializer": _end_with_parent, "initargs": (parent,)}
+            if self.options["parent"] and _HAS_INITIALIZER:
+                options |= {"initializer": _end_with_parent, "initargs": (self.options["parent"],)}
             parallel = joblib.Parallel(n_jobs=self.workers, **options)
-            with contextlib.closing(parallel(self._tasks(chunks, parent))) as results:
+            with contextlib.closing(parallel(self._tasks(chunks))) as results:
                 for made in results:
                     for record in made:
                         if record["engine"] != ENGINE_VERSION or record["id"] not in self.known:
@@ -269,7 +270,7 @@ class _Run:
                     self.claimed.difference_update(ids)
                     self._show(bar)
 
-    def _tasks(self, chunks: list[list[Cell]], parent: int | None) -> Iterator:
+    def _tasks(self, chunks: list[list[Cell]]) -> Iterator:
         """Claim chunks as joblib asks for them, a few ahead of the workers: processes on one store share the rest."""
         for chunk in chunks:
             if not self._has_time():
@@ -283,7 +284,7 @@ class _Run:
                 self.records.release(missing)
                 self.claimed.difference_update(missing)
                 continue
-            yield joblib.delayed(_work)(chunk, parent, **self.options)
+            yield joblib.delayed(_work)(chunk, **self.options)
 
     def _has_time(self) -> bool:
         """Return whether a cell that takes as long as the slowest so far would end in time."""
@@ -302,13 +303,13 @@ class _Run:
 
 def _work(
     chunk: list[Cell],
-    parent: int | None,
     root: object,
     device: str | None,
     checkpoints: Path | None,
     files: dict[str, str],
     keep_curves: bool,
     deadline: float,
+    parent: int | None,
 ) -> list[dict]:
     """Train a chunk on one thread, in a worker of the parent or, with one worker, in the launching process."""
     if parent:
