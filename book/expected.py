@@ -319,8 +319,10 @@ def with_moves(value: Value, others: list[Value], earlier: Value | None) -> Valu
         The value with the largest distances, or with none if it was never measured.
     """
     if value.kind == "verdict":
-        also = {other.shown for other in others}.union(earlier.also if earlier else ()) - {value.shown}
-        return Value("verdict", value.shown, (), tuple(sorted(also)))
+        seen = {other.shown for other in others}
+        if earlier and earlier.also:
+            seen |= {earlier.shown, *earlier.also}
+        return Value("verdict", value.shown, (), tuple(sorted(seen - {value.shown})))
     count = len(numbers(value))
     seen = [d for other in others if (d := distances(value, other)) is not None]
     if earlier is not None and earlier.moved is not None and len(earlier.moved) == count:

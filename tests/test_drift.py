@@ -150,6 +150,10 @@ def test_a_verdict_that_other_kernels_change_may_be_either(book):
     for verdict, drifted in (("holds", []), ("fails", []), ("not tested", ["claim signs"])):
         write_build(book / "_build", verdict=verdict)
         assert [d.what for d in check(book)[0]] == drifted
+    write_build(book / "_build", verdict="fails")
+    drift.write(book, book / "_build", [])  # on the other kernels: what was expected before is still seen
+    stored = expected.read_expected(book / "book" / "expected" / "book.csv")["01_one"]
+    assert (stored["claim signs"].shown, stored["claim signs"].also) == ("fails", ("holds",))
 
 
 def test_no_verdict_of_the_book_depends_on_the_kernels():
@@ -159,7 +163,10 @@ def test_no_verdict_of_the_book_depends_on_the_kernels():
         for profile, notebooks in stored.items()
     }
     assert either["book"] == set()
-    assert len(either["smoke"]) < 10  # where samples are small
+    # Samples are small there; one more needs a reason here.
+    assert either["smoke"] == {
+        "claim not-the-step", "claim positive-hurts", "claim negative-teacher-with-noise",
+    }  # fmt: skip
 
 
 def test_a_notebook_that_never_moved_has_no_room():
